@@ -99,7 +99,7 @@ def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
     found = {system: each for system, each in found.items() if each and each["value"] is not None}
     if MODEL not in found:
         return
-    own, shown = found[MODEL], {name: figure(each["value"], each["unit"]) for name, each in found.items()}
+    own, shown = found[MODEL]["value"], {name: figure(each["value"], each["unit"]) for name, each in found.items()}
     for system in (WRONG_AUDIO, WHISPER, CASCADE, DEAF):
         if system not in found:
             continue
@@ -108,17 +108,14 @@ def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
         if test is None:
             yield told + "not compared item by item."
             continue
-        other = found[system]["value"]
-        better = own["value"] < other if metric in LOWER_IS_BETTER else own["value"] > other
-        clear = test["p"] < SIGNIFICANCE
-        if system == WRONG_AUDIO and better and clear:
+        other, clear = found[system]["value"], test["p"] < SIGNIFICANCE
+        better = own < other if metric in LOWER_IS_BETTER else own > other
+        if system != WRONG_AUDIO:
+            told += f"the model is {'better' if better else 'worse'}" if clear else "no clear difference"
+        elif better and clear:
             told += "the model answers by what it hears"
-        elif system == WRONG_AUDIO:
-            told += "NOT clearly better than with wrong recordings, so much of it may be guessed"
-        elif clear:
-            told += f"the model is {'better' if better else 'worse'}"
         else:
-            told += "no clear difference"
+            told += "NOT clearly better than with wrong recordings, so much of it may be guessed"
         yield f"{told} (p = {test['p']:.2g}, paired on {test['items']} items)."
 
 
@@ -160,7 +157,7 @@ def render_page(report: Mapping[str, Any], players: Players, player_notes: Mappi
         metrics=metrics,
         limits={name: limit_of(name, [each["metrics"].get(name) for each in chain(*answered)]) for name in metrics},
         css=markupsafe.Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        settings=settings_of(report),
+        shown_path=shown_path,
         signatures=signatures_of(report),
         players=players,
         player_notes=player_notes,
@@ -172,34 +169,6 @@ def reasons_of(found: Mapping[str, Any]) -> list[str]:
     counts = [each["counts"] for each in found["systems"].values()]
     shown = ((name, count) for each in counts for name, count in each.items())
     return list(dict.fromkeys(name for name, count in shown if count or name in ("items", "scored")))
-
-
-def settings_of(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return how a run was made: what a figure may depend on."""
-    run, scoring, judge = report["run"], report["scoring"], report["judge"]
-    settings = run.get("settings") or {}
-    rubrics = [
-        f"{name}: {each.get('samples')} samples at temperature {judge.get('temperature') or each.get('temperature')}"
-        for name, each in judge.items()
-        if isinstance(each, Mapping)
-    ]
-    facts = {
-        "Model": shown_path(report["model"]),
-        "Revision": run.get("revision"),
-        "Begun": run.get("started"),
-        "Device": run.get("device"),
-        "Precision": run.get("dtype"),
-        "Items at a time": settings.get("batch_size"),
-        "Whisper": settings.get("whisper") and shown_path(str(settings["whisper"])),
-        "Weight of CTC": settings.get("ctc_weight") or None,
-        "Fingerprint of weights": settings.get("weights"),
-        "Commit": run.get("commit"),
-        "Judge": "; ".join([str(judge["model"]), *rubrics]) if judge.get("model") else None,
-        "Versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items()),
-        "Normaliser": scoring.get("normaliser") or "each task's own",
-        "Bootstrap": f"{scoring['samples']} samples, seed {scoring['seed']}",
-    }
-    return {name: str(value) for name, value in facts.items() if value not in (None, "")}
 
 
 def signatures_of(report: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:

@@ -42,12 +42,7 @@ class TaskError(ValueError):
 
 
 class TaskDataError(TaskError):
-    """
-    Rows of a task's data that are no questions; the message names every one.
-
-    Attributes:
-        problems: (where, reason) of each.
-    """
+    """Rows of a task's data that are no questions; the message names every one, `problems` has (where, reason) of each."""
 
     def __init__(self, task: str, problems: list[tuple[str, str]]):
         self.problems = problems
@@ -92,15 +87,15 @@ class Task:
     A benchmark, or one language or part of one.
 
     Attributes:
-        source: where it comes from, as JSON: benchmark, hub, config, split, licence, terms, citation, and what scoring
-            needs to know: `source_language` (spoken, of a translation), `judge`.
+        source: facts for the record: benchmark, hub, config, split, licence, terms, citation, and for scoring
+            `source_language` (spoken, of a translation) and `judge`.
     """
 
-    name: str  # what `--tasks` calls it
+    name: str  # as in `--tasks`
     kind: str  # one of `tasks.yaml`, which decides how answers are asked for and scored
-    metrics: tuple[str, ...]  # names of the metrics that its answers get
+    metrics: tuple[str, ...]  # of its answers
     language: str | None  # code of the language that answers are in; None where they are in none
-    normaliser: str  # a name of `NORMALISERS`, applied to references and answers that are compared word by word
+    normaliser: str  # a name of `NORMALISERS`, for what is compared word by word
     source: Mapping[str, Any]
     max_new_tokens: int | None  # bound on an answer; None where it follows from the length of the recording
     group: str | None  # tasks whose scores are averaged, unweighted

@@ -17,7 +17,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from audiollm.command_line.option_parser import option, parser_of
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -114,12 +114,7 @@ def purpose_of(name: str) -> str | None:
 
 
 def make_manifest(folder: str | os.PathLike) -> Plan:
-    """
-    Sort the files of a checkpoint's folder into those to upload and those that stay.
-
-    Raises:
-        CardError: weights, code or processor are missing.
-    """
+    """Sort a folder's files into those to upload and those that stay; CardError if weights, code or processor are missing."""
     folder = Path(folder)
     named = {*code_files(folder), *(path.name for path in weight_files(folder))}
     plan = Plan({}, [])
@@ -138,12 +133,7 @@ def make_manifest(folder: str | os.PathLike) -> Plan:
 
 
 def code_files(folder: Path) -> list[str]:
-    """
-    Return the names of the code files that a checkpoint's configurations name, and of those that they import.
-
-    Raises:
-        CardError: one is missing.
-    """
+    """Return the code files that a checkpoint's configurations name, and those that they import; CardError if one is missing."""
     references: list[str] = []
     for path in filter(Path.is_file, (folder / "config.json", folder / "processor_config.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -184,12 +174,7 @@ def refuse_secrets(files: Files) -> None:
 
 
 def make_plan(options: PushArguments) -> Plan:
-    """
-    Return everything that a push will do; nothing is sent.
-
-    Raises:
-        CardError: the checkpoint is not whole, its card cannot be read, or there is a credential in it.
-    """
+    """Return everything that a push will do; CardError if the checkpoint is not whole or has a credential in it."""
     folder = Path(options.model)
     if not folder.is_dir():
         raise CardError(f"--model {folder} is not a folder; what lies on the Hub need not be pushed.")
@@ -224,7 +209,7 @@ def upload(
     api: HfApi, plan: Plan, repo_id: str, message: str, revision: str | None = None, run_as_future: bool = False
 ) -> CommitInfo | Future[CommitInfo]:
     """
-    Upload what was planned in one commit; the repository exists.
+    Upload the files of a plan in one commit; the repository exists.
 
     Raises:
         HTTPError, RuntimeError: the Hub refuses, or cannot be reached. What had arrived is not sent again by the next push.
@@ -240,26 +225,21 @@ def upload(
 
 
 def upload_checkpoint(
-    api: HfApi,
-    folder: str | Path,
-    repo_id: str,
-    message: str,
-    revision: str | None = None,
-    run_as_future: bool = False,
+    api: HfApi, folder: str | Path, repo_id: str, message: str, **options: Any
 ) -> CommitInfo | Future[CommitInfo]:
     """
     Upload the files of a folder that belong to its checkpoint; the repository exists.
 
     Args:
         api: with the token to use.
-        run_as_future: upload in the background. Uploads of one `api` come one after the other.
+        options: of [`upload`].
 
     Raises:
         CardError: the checkpoint is not whole, or holds something like a credential.
     """
     plan = make_manifest(folder)
     refuse_secrets(plan.files)
-    return upload(api, plan, repo_id, message, revision, run_as_future)
+    return upload(api, plan, repo_id, message, **options)
 
 
 # ---- command -------------------------------------------------------------------------------------------------------
@@ -286,28 +266,8 @@ def _shown(num_bytes: int) -> str:
     return tqdm.format_sizeof(num_bytes, "B")
 
 
-def agreed(options: PushArguments) -> bool:
-    """
-    Ask at the terminal.
-
-    Raises:
-        CardError: nobody is there to answer.
-    """
-    if options.yes:
-        return True
-    if not sys.stdin.isatty():
-        raise CardError("Nobody can be asked here. Read the list above, then give --yes; --dry_run only lists.")
-    return input(f"Upload to {options.repo}? [y/N] ").strip().lower() in ("y", "yes")
-
-
 def push(options: PushArguments) -> None:
-    """
-    List what goes up, ask, and upload it.
-
-    Raises:
-        CardError: the checkpoint cannot be pushed.
-        HTTPError, OSError, ValueError, RuntimeError: the Hub refuses, or cannot be reached.
-    """
+    """List the files that go up, ask, and upload them; CardError if the checkpoint cannot be pushed."""
     plan, api = make_plan(options), HfApi()
     try:
         plan.stale = stale_weights(api, options, plan.files)
@@ -320,8 +280,11 @@ def push(options: PushArguments) -> None:
     if options.dry_run:
         print("Nothing was uploaded.")
         return
-    if not agreed(options):
-        sys.exit("audiollm push: nothing was uploaded.")
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise CardError("Nobody can be asked here. Read the list above, then give --yes; --dry_run only lists.")
+        if input(f"Upload to {options.repo}? [y/N] ").strip().lower() not in ("y", "yes"):
+            sys.exit("audiollm push: nothing was uploaded.")
     repo_id = api.create_repo(options.repo, private=options.private or None, exist_ok=True).repo_id
     commit = upload(api, plan, repo_id, options.commit_message, options.revision)
     assert isinstance(commit, CommitInfo)
