@@ -8,6 +8,7 @@ transcripts are references.
 import difflib
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -93,7 +94,7 @@ def read_local_set(
         raise TaskError(f"The transcripts of {data_path} are not in Latin letters; give their --language, such as hi.")
     normaliser = normaliser or normaliser_for(language)
 
-    def reader(task: Task, data: str | None, limit: int | None) -> Questions:
+    def reader(task: Task, data: str | None) -> Questions:
         for example in examples:
             prompt, answer = (message["content"] for message in example.messages)
             yield Item(example.where, prompt, list(example.recordings), [answer], {})
@@ -114,9 +115,9 @@ def read_local_set(
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
-def table_items(task: Task, data: str | None, limit: int | None) -> Questions:
+def table_items(task: Task, data: str | None) -> Questions:
     """Read a table with recordings: Parquet, CSV or JSON."""
-    for clip in open_table(choose_form(task, data), data, limit).clips():
+    for clip in open_table(choose_form(task, data), data).clips():
         yield item_of(clip, task)
 
 
@@ -147,7 +148,7 @@ def choose_form(task: Task, data: str | None) -> Form:
     return next((form for form in task.forms if not form.corpus.files), task.forms[-1])
 
 
-def open_table(form: Form, data: str | None, limit: int | None) -> HuggingFaceSource:
+def open_table(form: Form, data: str | None) -> HuggingFaceSource:
     """Open a benchmark's rows as clips; columns may have the names that its entry calls alternatives."""
     corpus = form.corpus
     if corpus.alternatives:
@@ -157,8 +158,7 @@ def open_table(form: Form, data: str | None, limit: int | None) -> HuggingFaceSo
             names = [*columns[field].columns, *others]
             columns[field] = ColumnSpec((next((name for name in names if name in there), names[0]),))
         corpus = replace(corpus, columns=columns)
-    arguments = HuggingFaceArguments(corpus.name, splits=[form.split], streaming=True, limit=limit)
-    return HuggingFaceSource(arguments, corpus, data)
+    return HuggingFaceSource(HuggingFaceArguments(corpus.name, splits=[form.split], streaming=True), corpus, data)
 
 
 def item_of(clip: Clip | BadClip, task: Task) -> Item | BadClip:
@@ -181,12 +181,12 @@ def item_of(clip: Clip | BadClip, task: Task) -> Item | BadClip:
     return Item(clip.id, prompt, [clip.recording], references, extra)
 
 
-def librispeech_items(task: Task, data: str | None, limit: int | None) -> Questions:
+def librispeech_items(task: Task, data: str | None) -> Questions:
     """Read LibriSpeech: the leaderboard's table; or a copy of OpenSLR's archives or of what is in them."""
     split = str(task.openslr)
     names = (split, LIBRISPEECH_ROOT, f"{split}.tar.gz")
     if data is None or not (data.endswith(ARCHIVE_SUFFIXES) or any((Path(data) / name).exists() for name in names)):
-        yield from table_items(task, data, limit)
+        yield from table_items(task, data)
         return
     for clip in open_librispeech(LibriSpeechArguments([split], data, letter_case="keep"), progress=False).clips():
         if isinstance(clip, Clip):
@@ -197,33 +197,31 @@ def librispeech_items(task: Task, data: str | None, limit: int | None) -> Questi
 # ------------------------------------------------------------------------------------- questions here, answers elsewhere
 
 
-def fleurs_translation(task: Task, data: str | None, limit: int | None) -> Questions:
+def fleurs_translation(task: Task, data: str | None) -> Questions:
     """Read FLEURS as translations; the config is two configs of FLEURS, `de_de-en_us`."""
     spoken, _, target = str(task.config).partition(PAIR_SEPARATOR)
     missing = [one for one in (spoken, target) if data is not None and not (Path(data) / one).is_dir()]
     if missing:
         raise TaskError(f"there is no folder {missing[0]} in {data!r}; expected one for each language.")
-    name, split = task.forms[0].corpus.name, task.forms[0].split
-    translations: dict[Any, str] = {}
-    language = target
-    for clip in open_table(Form(dataset_named(name, target), split), data, None).clips():
+    there, here = (
+        Form(dataset_named(task.forms[0].corpus.name, one), task.forms[0].split) for one in (target, spoken)
+    )
+    translations = {
+        clip.fields["sentence"]: clip.fields for clip in open_table(there, data).clips() if isinstance(clip, Clip)
+    }
+    for clip in open_table(here, data).clips():
         if isinstance(clip, Clip):
-            translations[clip.fields["sentence"]] = str(clip.fields.get(TRANSCRIPT) or "")
-            language = str(clip.fields["language"])
-    fields = {"target_language": language}
-    for clip in open_table(Form(dataset_named(name, spoken), split), data, limit).clips():
-        if isinstance(clip, BadClip):
-            yield clip
-        elif clip.fields["sentence"] not in translations:
-            yield BadClip(clip.id, f"its sentence {clip.fields['sentence']} is not in {target}")
-        else:
-            references = [translations[clip.fields["sentence"]]]
-            yield Item(
-                clip.id, task.prompt.format_map(fields), [clip.recording], references, {**clip.fields, **fields}
-            )
+            sentence = clip.fields["sentence"]
+            if sentence not in translations:
+                clip = BadClip(clip.id, f"its sentence {sentence} is not in {target}")
+            else:
+                known = {"target_language": translations[sentence]["language"]}
+                known["translation"] = translations[sentence].get(TRANSCRIPT) or ""
+                clip = replace(clip, fields={**clip.fields, **known})
+        yield item_of(clip, task)
 
 
-def sessions(task: Task, data: str | None, limit: int | None) -> Questions:
+def sessions(task: Task, data: str | None) -> Questions:
     """
     Read recordings in chunks: each chunk is a question, and has the whole recording's transcript as its reference.
 
@@ -291,20 +289,11 @@ META_FILES = {"Foundation": "Foundation_meta.json", "Chat": "Chat_meta.json"}
 CHOICE_FIELDS = {letter: f"choice_{letter.lower()}" for letter in LETTERS}
 #: A part whose recordings end otherwise than its list says (Inference_Foundation.py).
 FLAC_TASK = "Audio_Grounding"
-#: What the chat benchmark's leaderboard puts together (cal_score.py); "mixed" is the mean of the last two.
-CHAT_CATEGORIES = {
-    "speech_QA": "speech",
-    "speech_dialogue_QA": "speech",
-    "sound_QA": "sound",
-    "sound_generation_QA": "sound",
-    "music_QA": "music",
-    "music_generation_analysis_QA": "music",
-    "speech_and_sound_QA": "speech_and_sound",
-    "speech_and_music_QA": "speech_and_music",
-}
+#: End of the names of the chat benchmark's parts; without it they are the categories of its leaderboard (cal_score.py).
+CHAT_PART = re.compile(r"(_dialogue|_generation|_generation_analysis)?_QA$")
 
 
-def air_bench(task: Task, data: str | None, limit: int | None) -> Questions:
+def air_bench(task: Task, data: str | None) -> Questions:
     """
     Read AIR-Bench's questions: single choices, of which the reference is the right answer's letter, and open ones.
 
@@ -341,7 +330,7 @@ def air_bench(task: Task, data: str | None, limit: int | None) -> Questions:
             extra |= {"choices": choices, "answer": row["answer_gt"], "category": row["task_name"]}
             reason = reason if references else f"its answer {row['answer_gt']!r} is none of its choices"
         else:
-            category = CHAT_CATEGORIES.get(row["task_name"], row["task_name"])
+            category = CHAT_PART.sub("", row["task_name"])
             extra |= {"meta_info": row["meta_info"], "part": row["task_name"], "category": category}
         if reason:
             yield BadClip(f"{meta.name} row {index}", reason)
@@ -372,7 +361,7 @@ NO_SPEECH: dict[str, tuple[str, float]] = {
 }
 
 
-def bundled_speech(task: Task, data: str | None, limit: int | None) -> Questions:
+def bundled_speech(task: Task, data: str | None) -> Questions:
     """Read the held-out studio prompts, or the ten clips of speakers that no bundled corpus holds."""
     for row in load_studio_prompts("test") if task.name == "prompts" else load_unseen_speech():
         known = {"speaker": row["speaker"], "language": "en", "duration_s": row["duration_s"]}
@@ -380,7 +369,7 @@ def bundled_speech(task: Task, data: str | None, limit: int | None) -> Questions
         yield Item(row["id"], task.prompt, [row["audio"]], [row["text"]], known)
 
 
-def no_speech(task: Task, data: str | None, limit: int | None) -> Questions:
+def no_speech(task: Task, data: str | None) -> Questions:
     """Read recordings in which nobody speaks: made ones, or all that lie in a folder."""
     if data is None:
         for category in NO_SPEECH:
@@ -423,13 +412,13 @@ def _written(part: str) -> list[Any]:
     return yaml.safe_load(TEXT_QUESTIONS_FILE.read_text(encoding="utf-8"))[part]
 
 
-def retention_texts(task: Task, data: str | None, limit: int | None) -> Questions:
+def retention_texts(task: Task, data: str | None) -> Questions:
     """Read texts, each its own prompt, without a right answer."""
     for number, entry in enumerate(_written("texts"), start=1):
         yield Item(f"text-{number:03d}", entry["text"].strip(), [], [], {"category": entry["category"]})
 
 
-def text_choices(task: Task, data: str | None, limit: int | None) -> Questions:
+def text_choices(task: Task, data: str | None) -> Questions:
     """Read written questions with four answers."""
     for number, entry in enumerate(_written("choices"), start=1):
         choices = {letter: str(entry[letter]) for letter in LETTERS}

@@ -69,8 +69,8 @@ class Item:
     problem: str | None = None  # why it cannot be asked of the control, which plays it another recording
 
 
-#: Gives a task's questions: from a copy on disk, or None for where the benchmark is; at least so many, or None for all.
-Reader = Callable[["Task", str | None, int | None], Iterator[Item | BadClip]]
+#: Gives a task's questions from a copy on disk, or from where the benchmark is if that is None.
+Reader = Callable[["Task", str | None], Iterator[Item | BadClip]]
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Task:
         """
         seen: Counter[str] = Counter()
         problems: list[tuple[str, str]] = []
-        for item in self._read(data, limit):
+        for item in self._read(data):
             if isinstance(item, BadClip):
                 problems.append((item.id, item.reason))
                 continue
@@ -139,12 +139,12 @@ class Task:
         if not seen:
             raise TaskError(f"Task {self.name!r}: {data or 'its data'} holds no questions.")
 
-    def _read(self, data: str | None, limit: int | None) -> Iterator[Item | BadClip]:
+    def _read(self, data: str | None) -> Iterator[Item | BadClip]:
         """Yield what the reader gives; its errors name the task."""
         if data is not None and not self.forms and self.kind != "no_speech":
             raise TaskError(f"Task {self.name!r} is here already and takes no --data, got {data!r}.")
         try:
-            yield from self.reader(self, data, limit)
+            yield from self.reader(self, data)
         except TaskDataError:
             raise
         except (DownloadError, *READ_ERRORS) as error:

@@ -60,7 +60,7 @@ def items() -> list[Item]:
 
 
 def task_of(items: list[Item], kind: str = "chat", language: str = "en") -> Task:
-    known = {"source": {}, "max_new_tokens": TOKENS, "group": None, "reader": lambda task, data, limit: iter(items)}
+    known = {"source": {}, "max_new_tokens": TOKENS, "group": None, "reader": lambda task, data: iter(items)}
     return Task("made", kind, ("word_error",), language, "english", **known)
 
 
