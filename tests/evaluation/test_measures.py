@@ -12,7 +12,6 @@ from audiollm.evaluation.measures import (
     Answer,
     Convention,
     air_bench_letter,
-    bleu_metric,
     measure,
 )
 
@@ -64,15 +63,6 @@ def test_several_references_and_sentences_with_fewer() -> None:
     expected = sacrebleu.corpus_bleu(said[:4], streams[:2])
     assert found.value == pytest.approx(expected.score)
     assert (found.ids, found.dropped) == (["0", "1", "2", "3"], {"skipped_empty_reference": 1})
-
-
-@pytest.mark.parametrize(
-    ("language", "tokenizer"), [("zh-CN", "zh"), ("yue", "zh"), ("cmn_hans_cn", "zh"), ("de_de", "13a"), (None, "13a")]
-)
-def test_the_tokenizer_is_the_languages(language, tokenizer) -> None:
-    metric = bleu_metric(Convention(language=language))
-    metric.corpus_score(["a"], [["a"]])
-    assert f"tok:{tokenizer}" in str(metric.get_signature())
 
 
 def test_rouge_is_that_of_its_readme() -> None:

@@ -40,8 +40,8 @@ SYSTEMS = "model,wrong_audio,whisper,cascade,deaf"
 TITLES = {"model": "this model", "wrong_audio": "given the wrong recordings", "whisper": "Whisper's own decoder"}
 PATIENCE_S = 300
 DDP_CPU = Path(__file__).parents[2] / "training" / "distributed" / "ddp_cpu.yaml"
-COMMAND = ["-m", "audiollm.evaluation.evaluate"]
 LAUNCH = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(DDP_CPU)]
+LAUNCH += ["-m", "audiollm.evaluation.evaluate"]
 
 
 @dataclass(frozen=True)
@@ -74,16 +74,6 @@ def undisturbed(given, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
     evaluate(given.model, folder, *given.options, "--systems", SYSTEMS)
     return folder
-
-
-@pytest.mark.parametrize(("faster", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_a_cpu_that_is_slow_in_bfloat16_answers_in_float32(given, tmp_path, monkeypatch, faster, dtype) -> None:
-    model = Path(shutil.copytree(given.model, tmp_path / "model"))
-    config = model / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "bfloat16"}))
-    monkeypatch.setattr("audiollm.inference.loading.bfloat16_is_faster", lambda: faster)
-    evaluate(model, tmp_path / "run", *given.options, "--systems", "model", "--limit", 1)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["dtype"] == dtype
 
 
 @pytest.fixture
@@ -246,15 +236,12 @@ def test_recordings_that_cannot_be_read_are_rows_and_tried_again(given, tmp_path
 # ------------------------------------------------------------------------------------------------- what is asked when
 
 
-def some_items(count: int) -> list[Item]:
-    return [Item(f"{n}", "<audio>", [[0.1] * (160 + n % 7)], [], {}) for n in range(count)]
-
-
 @pytest.mark.parametrize(("count", "lengths"), [(3, [3]), (8, [4, 4]), (11, [4, 7])])
 def test_windows_hold_everything_once_and_none_is_small(count, lengths) -> None:
-    found = list(windows_of(iter(some_items(count)), count, 4))
+    items = [Item(f"{n}", "<audio>", [[0.1] * 160]) for n in range(count)]
+    found = list(windows_of(iter(items), count, 4))
     assert [len(window) for window in found] == lengths
-    assert [item.id for window in found for item in window] == [str(n) for n in range(count)]
+    assert [item for window in found for item in window] == items
 
 
 def test_wrong_recordings_are_never_ones_own() -> None:
@@ -287,10 +274,10 @@ def test_batches_are_bounded_in_items_and_seconds(tiny_processor) -> None:
 # --------------------------------------------------------------------------------------------- processes of their own
 
 
-def start(command: list[str], given: Given, folder: Path) -> subprocess.Popen:
+def start(given: Given, folder: Path) -> subprocess.Popen:
     arguments = ["--model", str(given.model), "--output_dir", str(folder), *given.options, "--systems", SYSTEMS]
     return subprocess.Popen(
-        [sys.executable, *command, *arguments],
+        [sys.executable, *LAUNCH, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -305,8 +292,8 @@ def written_lines(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_two_processes_answer_as_one_and_go_on_when_one_dies(given, undisturbed, tmp_path) -> None:
-    launch, folder = [*LAUNCH, *COMMAND], tmp_path / "run"
-    process = start(launch, given, folder)
+    folder = tmp_path / "run"
+    process = start(given, folder)
     while process.poll() is None and written_lines(folder) < 8:
         time.sleep(0.002)
     children = psutil.Process(process.pid).children()
@@ -315,7 +302,7 @@ def test_two_processes_answer_as_one_and_go_on_when_one_dies(given, undisturbed,
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0, printed[-2000:]
     assert not (folder / "scores.json").exists()
-    process = start(launch, given, folder)
+    process = start(given, folder)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, printed[-4000:]
     assert printed.count("word_error (") == 10  # five systems, two word errors each, said by one process alone
