@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
@@ -111,53 +110,50 @@ def test_whisper_and_the_cascade_on_its_text(builder, items, base_alone, tiny_pr
     assert all(text for texts in heard for text in texts)
     assert [one.text for one in answers_of(builder, items, "whisper", "asr")] == [" ".join(texts) for texts in heard]
     prompts = [f"{heard[0][0]}\nWhat is said?", f"Compare {heard[1][0]} with {heard[1][1]}.", heard[2][0]]
-    prompts = [prompt.strip() for prompt in prompts]
-    found = answers_of(builder, items, "cascade")
-    assert [one.prompt for one in found] == prompts
-    assert [one.extra for one in found] == [{"transcripts": texts} for texts in heard]
-    assert [one.text for one in found] == texts_of_base(base_alone, tiny_processor, prompts)
+    expected = texts_of_base(base_alone, tiny_processor, [prompt.strip() for prompt in prompts])
+    found = [(one.prompt, one.extra, one.text) for one in answers_of(builder, items, "cascade")]
+    extras = [{"transcripts": texts} for texts in heard]
+    assert found == list(zip([prompt.strip() for prompt in prompts], extras, expected))
 
 
-def changed(model: AudioLlmForConditionalGeneration) -> AudioLlmForConditionalGeneration:
-    """As after training the language model too."""
+@pytest.fixture
+def trained(tiny_model, tiny_processor) -> SystemBuilder:
+    """Systems of a model whose language model was trained too."""
+    assert holds_its_base(tiny_model) and base_text_model(tiny_model) is tiny_model
     with torch.no_grad():
-        model.model.language_model.layers[0].mlp.up_proj.base_layer.weight.mul_(3.0)
-    return model
+        tiny_model.model.language_model.layers[0].mlp.up_proj.base_layer.weight.mul_(3.0)
+    return SystemBuilder(tiny_model, tiny_processor, None, None, Path(), 4)
 
 
 def test_the_deaf_base_is_the_base_where_the_language_model_was_trained_too(
-    builder, items, tiny_model, tiny_processor, base_alone
+    builder, items, trained, tiny_processor, base_alone
 ) -> None:
     prompts = ["What is said?", "Compare  with .", ""]
-    expected = texts_of_base(base_alone, tiny_processor, prompts)
-    found = answers_of(builder, items, "deaf")
-    assert ([one.prompt for one in found], [one.text for one in found]) == (prompts, expected)
-    assert holds_its_base(tiny_model) and base_text_model(tiny_model) is tiny_model
-    assert not holds_its_base(changed(tiny_model))
-    trained = SystemBuilder(tiny_model, tiny_processor, None, None, Path(), 4)
-    assert [one.text for one in answers_of(trained, items, "deaf")] == expected
-    tiny_model.config.text_model_id = None
+    expected = list(zip(prompts, texts_of_base(base_alone, tiny_processor, prompts)))
+    for each in (builder, trained):
+        assert [(one.prompt, one.text) for one in answers_of(each, items, "deaf")] == expected
+    assert not holds_its_base(trained.model)
+    trained.model.config.text_model_id = None
     with pytest.raises(ValueError, match="does not say which language model"):
-        base_text_model(tiny_model)
+        base_text_model(trained.model)
 
 
-def test_text_retention_tells_the_untouched_from_the_trained(builder, tiny_model, base_alone, tiny_processor) -> None:
+def test_text_retention_tells_the_untouched_from_the_trained(builder, trained, base_alone, tiny_processor) -> None:
     texts = [Item(f"{n}", text, [], [], {}) for n, text in enumerate(("Good morning.", "One, two", "x"))]
-    kept, base = (
-        [one.extra for one in answers_of(builder, texts, name, "text_retention")] for name in ("model", "deaf")
-    )
-    assert all(one["same_logits_as_base"] and one["largest_logit_difference"] == 0 for one in kept)
-    for item, own, other in zip(texts, kept, base):
+
+    def measured(builder: SystemBuilder, name: str) -> list[dict]:
+        return [one.extra for one in answers_of(builder, texts, name, "text_retention")]
+
+    kept, base, moved = measured(builder, "model"), measured(builder, "deaf"), measured(trained, "model")
+    for item, own, other, far in zip(texts, kept, base, moved):
+        assert own["same_logits_as_base"] and own["largest_logit_difference"] == 0
+        assert not far["same_logits_as_base"] and far["largest_logit_difference"] > 0
         assert (own["tokens"], own["negative_log_likelihood"]) == (other["tokens"], other["negative_log_likelihood"])
         ids = torch.tensor([tiny_processor.tokenizer(item.prompt)["input_ids"]])
         assert own["tokens"] == ids.shape[1] - 1
         if own["tokens"]:
             mean = float(base_alone(input_ids=ids, labels=ids).loss)
             assert own["negative_log_likelihood"] / own["tokens"] == pytest.approx(mean, rel=1e-4)
-    trained = SystemBuilder(changed(tiny_model), tiny_processor, None, None, Path(), 4)
-    moved = [one.extra for one in answers_of(trained, texts, "model", "text_retention")]
-    assert not any(one["same_logits_as_base"] for one in moved)
-    assert all(one["largest_logit_difference"] > 0 for one in moved)
     assert moved[0]["negative_log_likelihood"] != kept[0]["negative_log_likelihood"]
 
 
@@ -191,7 +187,7 @@ def test_systems_are_chosen_by_kind_or_as_asked(items) -> None:
     assert {name for names in DEFAULT_SYSTEMS.values() for name in names} == set(SYSTEM_TITLES)
     german = index(task_of(items, "asr", "de"), None, None, None)
     chosen = choose_systems(german, (), "w", False)
-    assert chosen.systems == ("model", "wrong_audio") and dict(chosen.left_out).keys() == {"whisper"}
+    assert chosen.systems == ("model", "wrong_audio") and chosen.left_out.keys() == {"whisper"}
     assert choose_systems(german, (), "w", True).systems == ("model", "wrong_audio", "whisper")
     assert choose_systems(german, ("deaf", "model"), "w", False).systems == ("deaf", "model")
     with pytest.raises(SystemsError, match="--systems whisper cannot answer made: w hears English only"):
@@ -231,28 +227,18 @@ def test_a_question_longer_than_the_context_is_no_answer_and_spares_the_others(g
     assert short.text is not None
 
 
-def test_a_batch_too_large_for_the_memory_is_halved(generator, capsys) -> None:
-    def full(module, args, kwargs):
-        sizes.append(kwargs["inputs_embeds"].shape[0])
-        if sizes[-1] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+def test_a_batch_too_large_for_the_memory_is_halved(capsys) -> None:
+    sizes = []
 
-    clips = [[noise(0.3 + 0.1 * n, n)] for n in range(3)]
-    asked = [ask("<audio>", *clip) for clip in clips]
-    expected, sizes = generator.answer(asked, clips, [TOKENS] * 3), []
-    generator.model.model.language_model.register_forward_pre_hook(full, with_kwargs=True)
-    assert generator.answer(asked, clips, [TOKENS] * 3) == expected and sizes[0] == 3
-    assert "A batch of 3 is too large for the memory; going on with 2." in capsys.readouterr().err
-
-
-def test_what_does_not_fit_alone_is_given_up() -> None:
-    def run(rows):
-        if 3 in rows:
+    def run(rows: list[int]) -> list[int]:
+        sizes.append(len(rows))
+        if 3 in rows or len(rows) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.\nMore of it.")
         return [row * 10 for row in rows]
 
-    expected = [0, 10, 20, "out of memory, even alone in its batch: CUDA out of memory.", 40]
-    assert in_halves(run, list(range(5)), str) == expected
+    given_up = "out of memory, even alone in its batch: CUDA out of memory."
+    assert in_halves(run, list(range(5)), str) == [0, 10, 20, given_up, 40] and sizes[0] == 5
+    assert "A batch of 5 is too large for the memory; going on with 3." in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------ of the command
