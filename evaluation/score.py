@@ -29,7 +29,7 @@ from .word_error import NORMALISERS
 SCORES_FILE, ITEMS = "scores.json", "items"
 #: Seconds of audio for each second of work, pooled: not of an answer but of the whole.
 RTFX = "rtfx"
-#: What each metric's measures make of the answers to a task, by task and system.
+#: Figures by metric, of each task and system.
 AllMeasured = Mapping[tuple[str, str], Mapping[str, Measured]]
 
 
@@ -87,20 +87,17 @@ def score_run(
 
 
 def measure_answers(answers: Sequence[Answer], metrics: Sequence[str], convention: Convention) -> dict[str, Measured]:
-    """Return what each metric's measures make of answers, by their names."""
+    """Return the figures of answers by the names of the measures that a task's metrics stand for."""
     return {name: score(answers, convention) for name, score in measures_of(metrics).items()}
 
 
 def figure_of(measured: Measured, samples: int, seed: int) -> dict[str, Any]:
     """Return a figure with its interval, as JSON; null where there is nothing to score."""
-    known = {"unit": measured.unit, "scored": len(measured.ids), "signature": measured.signature}
-    values = (measured.value, *measured.interval(samples, seed))
-    return {**dict(zip(("value", "low", "high"), map(finite, values))), **known}
-
-
-def finite(value: float) -> float | None:
-    """Return a number, or None where it is none."""
-    return value if math.isfinite(value) else None
+    values = zip(("value", "low", "high"), (measured.value, *measured.interval(samples, seed)))
+    return {
+        **{name: value if math.isfinite(value) else None for name, value in values},
+        **{"unit": measured.unit, "scored": len(measured.ids), "signature": measured.signature},
+    }
 
 
 def _speed(answers: Sequence[Answer]) -> Measured | None:
@@ -112,33 +109,29 @@ def _speed(answers: Sequence[Answer]) -> Measured | None:
 
 
 def _counts(answers: Sequence[Answer], measured: Mapping[str, Measured]) -> dict[str, int]:
-    """Return how many items there are, count, and do not, by reason."""
+    """Return the numbers of items, of those that count, and of those that do not, by reason."""
     finishes = [each.finish for each in answers]
     dropped = {reason: n for each in reversed(list(measured.values())) for reason, n in each.dropped.items() if n}
     return {
-        **{"items": len(answers), "scored": len(_main_of(measured).ids), "skipped_empty_reference": 0},
+        **{"items": len(answers), "scored": len(_scored(measured)), "skipped_empty_reference": 0},
         **{"empty_outputs": sum(not each.text.strip() for each in answers), "errors": finishes.count(ERROR)},
         **{"unparsable": 0, "length_limited": finishes.count(LENGTH), "repeated": finishes.count(REPEATED)},
         **dropped,
     }
 
 
-def _main_of(measured: Mapping[str, Measured]) -> Measured:
-    """Return the measure whose items are counted as scored: the first that has any."""
-    return next((each for each in measured.values() if each.ids), next(iter(measured.values())))
+def _scored(measured: Mapping[str, Measured]) -> Sequence[str]:
+    """Return the items that count: those of the first measure that has any."""
+    return next((each.ids for each in measured.values() if each.ids), ())
 
 
 def _items(answers: Sequence[Answer], measured: Mapping[str, Measured]) -> Iterator[dict[str, Any]]:
-    """Yield every answer with what its measures say of it; those that do not count have `scored` false."""
-    scored = set(_main_of(measured).ids)
+    """Yield every answer with the facts that measures have of it; those that do not count have `scored` false."""
+    scored = set(_scored(measured))
     for answer in answers:
         row: dict[str, Any] = {
-            "id": answer.id,
-            "duration_s": answer.duration_s,
-            "reference": answer.reference,
-            "output": answer.text,
-            "finish": answer.finish,
-            "scored": answer.id in scored,
+            **{"id": answer.id, "duration_s": answer.duration_s, "reference": answer.reference},
+            **{"output": answer.text, "finish": answer.finish, "scored": answer.id in scored},
         }
         for name, each in measured.items():
             for key, value in each.items.get(answer.id, {}).items():
@@ -192,12 +185,7 @@ def group_averages(
 
 
 def score_table(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -> str:
-    """
-    Return scores for people: a line for each figure, and what did not count.
-
-    Args:
-        tasks: only these, in their order, without means.
-    """
+    """Return a line for each figure, and for each reason not to count; `tasks` are only these, without means."""
     lines: list[tuple[str, str, str, str]] = []
     for row in score_rows(scores, tasks):
         for system, each in row.figures.items():

@@ -21,7 +21,6 @@ from audiollm.corpora.columns import OVERRIDE_HINT
 from audiollm.corpora.dataset_places import READ_ERRORS
 from audiollm.corpora.examples import problem_lines
 from audiollm.corpora.normalisers import language_of, normaliser_for
-from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 TASKS_FILE = Path(__file__).parent / "tasks.yaml"
 CONFIG_SEPARATOR, PAIR_SEPARATOR, EVERY_CONFIG = ":", "-", "*"
@@ -125,11 +124,6 @@ class Task:
             if isinstance(item, BadClip):
                 problems.append((item.id, item.reason))
                 continue
-            placeholders = item.prompt.count(AUDIO_PLACEHOLDER)
-            if placeholders != len(item.recordings):
-                reason = f"its prompt has {placeholders} {AUDIO_PLACEHOLDER} for {len(item.recordings)} recordings"
-                problems.append((item.id, reason))
-                continue
             seen[item.id] += 1
             yield item if seen[item.id] == 1 else replace(item, id=f"{item.id}#{seen[item.id]}")
             if seen.total() == limit:
@@ -145,8 +139,6 @@ class Task:
             raise TaskError(f"Task {self.name!r} is here already and takes no --data, got {data!r}.")
         try:
             yield from self.reader(self, data)
-        except TaskDataError:
-            raise
         except (DownloadError, *READ_ERRORS) as error:
             reason = str(error).removesuffix(OVERRIDE_HINT)
             raise TaskError(f"Task {self.name!r}: {reason}") from error
@@ -159,13 +151,13 @@ def find_task(name: str) -> Task:
     """
     Return one task: `prompts`, or of a family one config, `fleurs:de_de`, also by language alone, `fleurs:de`.
 
-    Raises:
-        TaskError: there is no such task or config, or a family is named without one; near names are given.
+    TaskError is raised if there is no such task or config, or a family is named without one; near names are given.
     """
     family, _, config = name.partition(CONFIG_SEPARATOR)
     entry = families().get(family)
     if entry is None:
-        raise TaskError(_unknown(name))
+        every = [*tables()["tasks"], *tables()["aliases"]]
+        raise TaskError(f"There is no task {name!r}.{_perhaps(family.strip(), every)} There are: {', '.join(every)}.")
     known = _configs(entry)
     if not known:
         if config:
@@ -173,13 +165,13 @@ def find_task(name: str) -> Task:
         return _task(family, None, entry)
     if not config:
         raise TaskError(f"Task {family!r} comes in {_listed(known)}; name one, such as {family}:{known[0]}.")
-    if config not in known and not _matches_pattern(entry, config):
+    configs = dataset_named(entry["forms"][0][0]).configs
+    if config not in known and not (isinstance(configs, str) and re.fullmatch(configs, config)):
         asked = re.split("[-_]", config)
         same = [each for each in known if [*_languages(entry, each)][-len(asked) :] == asked]
         if len(same) != 1:
-            near = difflib.get_close_matches(config, known, n=3)
-            hint = f" Perhaps {' or '.join(f'{family}:{each}' for each in near)}?" if near else ""
-            raise TaskError(f"Task {family!r} has no config {config!r}.{hint} It has {_listed(known)}.")
+            near = _perhaps(config, known)
+            raise TaskError(f"Task {family!r} has no config {config!r}.{near} It has {_listed(known)}.")
         config = same[0]
     return _task(family, config, entry)
 
@@ -189,9 +181,6 @@ def tasks_named(names: Iterable[str]) -> list[Task]:
     Return tasks by names and aliases, in that order, each once.
 
     A family without a config stands for the configs that its entry lists, `family:*` for all.
-
-    Raises:
-        TaskError: there is neither a task nor an alias of a name.
     """
     expanded: list[str] = []
     for name in names:
@@ -248,7 +237,7 @@ def tables() -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def _datasets() -> dict[str, Corpus]:
-    return {**load_catalogue(), **corpora_of(tables()["datasets"])}
+    return load_catalogue() | corpora_of(tables()["datasets"])
 
 
 def dataset_named(name: str, config: str | None = None) -> Corpus:
@@ -257,8 +246,6 @@ def dataset_named(name: str, config: str | None = None) -> Corpus:
 
     As references, transcripts are taken as they are written, and an empty one is a row like any other.
     """
-    if name not in _datasets():
-        raise TaskError(f"There is no dataset {name!r} in the tables.")
     corpus = _datasets()[name]
     columns = dict(corpus.columns)
     if "text" in columns:
@@ -283,7 +270,7 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
         corpus = dataset_named(name, rest[0] if rest else chosen)
         forms.append(Form(corpus, str(config) if entry.get("splits") else split))
     name = family if config is None else f"{family}{CONFIG_SEPARATOR}{config}"
-    source: dict[str, Any] = {"benchmark": name, **entry.get("about", {})}
+    source: dict[str, Any] = {"benchmark": name, "judge": entry.get("judge"), **entry.get("about", {})}
     if forms:
         form = next((form for form in forms if form.corpus.hub and not form.corpus.withdrawn), forms[0])
         corpus = form.corpus
@@ -295,7 +282,6 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
         }
     if entry["kind"] == "translation":
         source["source_language"] = spoken
-    source["judge"] = entry.get("judge")
     return Task(
         name=name,
         kind=entry["kind"],
@@ -331,14 +317,8 @@ def _configs(entry: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*first, *every]))
 
 
-def _matches_pattern(entry: Mapping[str, Any], config: str) -> bool:
-    """Return whether a dataset that says by a pattern which configs it has, has this one."""
-    pattern = dataset_named(entry["forms"][0][0]).configs
-    return isinstance(pattern, str) and bool(re.fullmatch(pattern, config))
-
-
 def _languages(entry: Mapping[str, Any], config: str) -> tuple[str | None, str | None]:
-    """Return codes of what is spoken and of what is answered in, from a config such as `de_de`, `en_zh-CN`, `de_de-en_us`."""
+    """Return the codes of the languages spoken and answered in, from a config: `de_de`, `en_zh-CN`, `de_de-en_us`."""
     if not config or entry.get("language"):
         return entry.get("language"), entry.get("language")
     spoken = target = config
@@ -355,9 +335,6 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + more
 
 
-def _unknown(name: str) -> str:
-    known = [*tables()["tasks"], *tables()["aliases"]]
-    near = difflib.get_close_matches(name.partition(CONFIG_SEPARATOR)[0].strip(), known, n=3)
-    near = near or [each for each in known if name.strip() and name.strip().lower() in each][:3]
-    hint = f" Perhaps {' or '.join(map(repr, near))}?" if near else ""
-    return f"There is no task {name!r}.{hint} There are: {', '.join(known)}."
+def _perhaps(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3) or [each for each in known if name and name.lower() in each][:3]
+    return f" Perhaps {' or '.join(map(repr, near))}?" if near else ""
