@@ -109,21 +109,13 @@ def known_rubrics() -> dict[str, Rubric]:
 
 
 class Judge:
-    """
-    Sends prompts to one model of one endpoint.
-
-    Attributes:
-        takes_temperature: False once the endpoint has refused `max_tokens` with a temperature and taken
-            `max_completion_tokens` without, as OpenAI's reasoning models do.
-
-    Raises:
-        ImportError: the client is not installed.
-        JudgeError: the environment has no key.
-    """
+    """Sends prompts to one model of one endpoint; JudgeError is raised if the environment has no key."""
 
     def __init__(self, options: JudgeArguments):
         self._openai = optional_library("openai", "judge")
         self.model = options.judge_model
+        #: False once the endpoint has refused `max_tokens` with a temperature and taken `max_completion_tokens`
+        #: without, as OpenAI's reasoning models do.
         self.takes_temperature = True
         self._key = _key(options)
         known = {"max_retries": RETRIES, "timeout": TIMEOUT_S}

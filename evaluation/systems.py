@@ -61,17 +61,12 @@ def listen(generator: Generator, items, waveforms, bounds) -> list[Reply]:
 
 @dataclass
 class WhisperSystem:
-    """
-    Whisper's own decoder; long recordings are cut where the AudioLLM's windows are, so that both hear the same.
-
-    Args:
-        known: by an item's id, what was heard in it and the seconds that took; grows with what is answered.
-    """
+    """Whisper's own decoder; long recordings are cut where the AudioLLM's windows are, so that both hear the same."""
 
     decoder: WhisperDecoder
     processor: Any
     batch_size: int
-    known: dict[str, tuple[str, float]] = field(default_factory=dict)
+    known: dict[str, tuple[str, float]] = field(default_factory=dict)  # transcripts and their seconds, by item
 
     def __call__(self, items, waveforms, bounds) -> list[Reply]:
         """Answer as a [`System`]; the bound is the decoder's own."""
@@ -90,15 +85,10 @@ class WhisperSystem:
 
 @dataclass
 class TextSystem:
-    """
-    The base language model, asked with Whisper's transcripts in the place of the recordings, or with nothing there.
-
-    Args:
-        whisper: hears the recordings; what it has heard already is not heard twice. None for the deaf base.
-    """
+    """The base language model, asked with Whisper's transcripts in the place of the recordings, or with nothing there."""
 
     generator: Generator  # of the base
-    whisper: WhisperSystem | None = None
+    whisper: WhisperSystem | None = None  # hears the recordings that it has not heard already; None for the deaf base
 
     def __call__(self, items, waveforms, bounds) -> list[Reply]:
         """Answer as a [`System`]; an answer's `extra` has the transcripts."""

@@ -83,11 +83,10 @@ def word_errors(
     """
     Return word or character errors of each pair, both sides normalised.
 
-    Spaces between words are characters, as in jiwer; those that the normaliser "characters" puts between characters are
-    not.
+    Spaces between words are characters, as in jiwer; those that the normaliser "characters" makes are not.
 
     Args:
-        references, hypotheses: what was said and what was heard, one each.
+        references, hypotheses: texts that were said and heard, one each.
         normaliser: a name of `NORMALISERS`; it decides the aligner, see [`aligner_for`].
         unit: `WORDS` or `CHARACTERS`.
 
@@ -137,18 +136,12 @@ def score_word_error(
     """
     pairs = word_errors(references, hypotheses, normaliser)
     scored = [pair for pair in pairs if pair.skipped is None]
-    words = sum(pair.length for pair in scored)
+    names = ("substitutions", "deletions", "insertions", "length")
+    wrong, missing, added, words = (sum(getattr(pair, name) for pair in scored) for name in names)
     if not words:
         raise ValueError("No reference has a word left after normalisation; there is nothing to score.")
-    return WordErrorScore(
-        word_error=sum(pair.errors for pair in scored) / words,
-        substitutions=sum(pair.substitutions for pair in scored),
-        deletions=sum(pair.deletions for pair in scored),
-        insertions=sum(pair.insertions for pair in scored),
-        reference_words=words,
-        clips=len(scored),
-        skipped=len(pairs) - len(scored),
-    )
+    rate = (wrong + missing + added) / words
+    return WordErrorScore(rate, wrong, missing, added, words, clips=len(scored), skipped=len(pairs) - len(scored))
 
 
 def convention(unit: str, normaliser: str) -> str:
