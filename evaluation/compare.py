@@ -127,22 +127,23 @@ def compare_answers(
                 texts = [[each for each in side if each.id in counted] for side in matched]
                 compared["p"], compared["test"] = paired_bleu_p(texts[0], texts[1], convention, samples)
             del compared["value"]
-            compared["better"] = _better(name, found.value, compared["p"])
+            lower = "second" if name in LOWER_IS_BETTER else "first"
+            higher = "first" if lower == "second" else "second"
+            clear = compared["p"] < SIGNIFICANCE and not np.isclose(found.value, 0.0)
+            compared["better"] = (lower if found.value < 0 else higher) if clear else None
         entry["metrics"][name] = compared
     return entry
 
 
-def _better(name: str, difference: float, p: float) -> str | None:
-    """Return the better one, if the difference is not likely to be chance."""
-    if p >= SIGNIFICANCE or np.isclose(difference, 0.0):
-        return None
-    return "second" if (difference < 0) == (name in LOWER_IS_BETTER) else "first"
-
-
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """Return a comparison for people."""
-    lines = [f"first:  {_title(comparison['first'])}", f"second: {_title(comparison['second'])}", ""]
+    lines = []
+    for side in ("first", "second"):
+        compared = comparison[side]
+        model = f" ({compared['model']})" if compared["model"] else ""
+        lines.append(f"{side + ':':7} {compared['system']} of {compared['folder']}{model}")
     lines.append(
+        "\n"
         f"{'task':24} {'metric':22} {'first':>9} {'second':>9} {'difference':>11}  {'95% interval':22} {'p':>7}  better"
     )
     for task, entry in comparison["tasks"].items():
@@ -164,10 +165,6 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         if only := comparison[f"tasks_only_in_{side}"]:
             lines.append(f"tasks only in {side}: {', '.join(only)}")
     return "\n".join(lines)
-
-
-def _title(side: Mapping[str, Any]) -> str:
-    return f"{side['system']} of {side['folder']}" + (f" ({side['model']})" if side["model"] else "")
 
 
 def _listed(ids: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 import re
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 from transformers.models.whisper.english_normalizer import EnglishSpellingNormalizer, EnglishTextNormalizer
@@ -40,7 +41,7 @@ def join_acronyms(text: str) -> str:
 def _normaliser() -> EnglishTextNormalizer:
     """Whisper's English normaliser with the leaderboard's additions: more fillers and compounds, names, acronyms."""
     tables = yaml.safe_load(TABLES_FILE.read_text(encoding="utf-8"))
-    normaliser = EnglishTextNormalizer(tables["spellings"])
+    normaliser: Any = EnglishTextNormalizer(tables["spellings"])
     normaliser.ignore_patterns = rf"\b({'|'.join(tables['ignored'])})\b"
     is_after_word = rf"\b({'|'.join(tables['followed_by_is'])})'s\b"
     renamed = {IS_CONTRACTION: (is_after_word, r"\1 is")}

@@ -129,12 +129,6 @@ def recording_identity(recording: Any) -> str:
     return sha256_of(bytes(recording) if is_bytes else np.ascontiguousarray(recording).tobytes())
 
 
-def recording_name(recording: Any) -> str:
-    """Return the name of a recording in outputs: its path, that within its table, or the hash of its samples."""
-    named = isinstance(recording, dict) and recording.get("path")
-    return str(named) if named else recording_identity(recording)
-
-
 # ------------------------------------------------------------------------------------------------------------- one task
 
 
@@ -275,7 +269,10 @@ def answer_batch(job: Job, name: str, system: System, processor: Any, batch: Seq
             "system": name,
             "id": item.id,
             "prompt": item.prompt if answers[number].prompt is None else answers[number].prompt,
-            "audio": [recording_name(recording) for recording in item.recordings],
+            "audio": [
+                str(one["path"]) if isinstance(one, dict) and one.get("path") else recording_identity(one)
+                for one in item.recordings
+            ],
             "duration_s": round(seconds.get(number, 0.0), 4),
             "references": list(item.references),
             "extra": {**item.extra, **(answers[number].extra or {})},

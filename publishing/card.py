@@ -25,13 +25,12 @@ from audiollm.command_line.option_parser import option, parser_of
 from huggingface_hub import ModelCard
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .header import CardError, evaluation_results, find_base, is_own, make_header
+from .header import SCORED_SYSTEM, CardError, evaluation_results, find_base, is_own, make_header
 from .record import MIB, read_record
 from .score_table import (
     COUNTS,
     READING,
     SYSTEMS,
-    check_scores,
     evaluation_command,
     score_rows,
     systems_of,
@@ -132,13 +131,23 @@ def make_card(
     present = sections(old_text)
     if old_text and not present and not add_sections:
         raise CardError(f"{path} is not of this command's making; --append puts its sections behind it.")
-    digest = _sha256_of_all(weights)
+    hashed = hashlib.sha256()
+    for file in weights:
+        with file.open("rb") as content:
+            while block := content.read(CHECKSUM_BLOCK_BYTES):
+                hashed.update(block)
+    digest = hashed.hexdigest()
     still_scored = scores is None and digest in present.get(EVALUATION, "")
     own_results = [] if earlier is None else [each for each in earlier.data.get("eval_results") or [] if is_own(each)]
     results = own_results if still_scored else []
     evaluation: dict[str, Any] = {}
     if scores is not None:
-        check_scores(scores)
+        if not isinstance(scores.get("tasks"), dict) or not scores["tasks"]:
+            raise CardError(
+                "The scores have no tasks; expected the scores.json that `audiollm evaluate score` writes."
+            )
+        if SCORED_SYSTEM not in systems_of(scores):
+            raise CardError(f"The scores are of {systems_of(scores)}; there are none of the model itself.")
         results = evaluation_results(scores)
         evaluation = {
             **{"scores": scores, "systems": systems_of(scores), "score_rows": score_rows(scores), "titles": SYSTEMS},
@@ -242,16 +251,6 @@ def read_scores(path: str) -> dict[str, Any]:
     if not isinstance(scores, dict):
         raise CardError(f"--scores {path} holds no JSON object; expected the scores.json of an evaluation.")
     return scores
-
-
-def _sha256_of_all(files: Sequence[Path]) -> str:
-    """Return the SHA-256 of the contents of files, one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(CHECKSUM_BLOCK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 # ---- sections ------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .header import SCORED_SYSTEM, CardError
+from .header import SCORED_SYSTEM
 from .record import SECRET_OPTION, shown_path
 
 #: Titles of the systems, in the order of the columns.
@@ -96,17 +96,6 @@ def score_rows(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) ->
     return rows
 
 
-def check_scores(scores: Mapping[str, Any]) -> None:
-    """
-    Raises:
-        CardError: there are no scores, or none of the model.
-    """
-    if not isinstance(scores.get("tasks"), dict) or not scores["tasks"]:
-        raise CardError("The scores have no tasks; expected the scores.json that `audiollm evaluate score` writes.")
-    if SCORED_SYSTEM not in systems_of(scores):
-        raise CardError(f"The scores are of {systems_of(scores)}; there are none of the model itself.")
-
-
 def evaluation_command(run: Mapping[str, Any], repo_id: str) -> str:
     """Return the command that repeats an evaluation on the published model."""
     arguments = run.get("arguments") or {}
@@ -117,16 +106,11 @@ def evaluation_command(run: Mapping[str, Any], repo_id: str) -> str:
         is_idle = name.startswith("judge_") and not arguments.get("judge_model")
         if is_idle or name in NOT_OPTIONS or SECRET_OPTION.search(name) or value in (None, False, "", [], {}):
             continue
-        values = value if isinstance(value, list) else [value]
-        shown = [_without_place(entry) if isinstance(entry, str) else str(entry) for entry in values]
-        words += [f"--{name}", *([] if value is True else shown)]
+        words.append(f"--{name}")
+        for entry in [] if value is True else value if isinstance(value, list) else [value]:
+            task, mark, path = str(entry).rpartition("=")  # a task's copy is `task=path`
+            words.append(task + mark + shown_path(path))
     return " ".join([COMMAND, f"--model={repo_id}", *map(shlex.quote, words), "--output_dir", "evaluation"])
-
-
-def _without_place(value: str) -> str:
-    """Return a value without folders of this machine: a path, or a task's copy as `task=path`."""
-    name, is_pair, path = value.partition("=")
-    return f"{name}={shown_path(path)}" if is_pair else shown_path(value)
 
 
 def with_interval(score: Mapping[str, Any] | None) -> str:

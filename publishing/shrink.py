@@ -163,17 +163,12 @@ def shrink(
             if path.is_file() and (path.suffix == ".py" or purpose_of(path.name)):
                 shutil.copyfile(path, partial / path.name)
         (partial / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        save_file(
-            {name: _stored_as(weight, dtype) for name, weight in weights.items()},
-            partial / SAFE_WEIGHTS_NAME,
-            metadata={"format": "pt"},
-        )
+        for name, weight in weights.items():
+            if weight.numel() > 1 and weight.is_floating_point() and weight.dtype != EIGHT_BITS:
+                weights[name] = weight.to(dtype)
+            weights[name] = weights[name].contiguous()
+        save_file(weights, partial / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     return sum(kept) / len(kept) if kept else 1.0
-
-
-def _stored_as(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    stays = weight.numel() == 1 or not weight.is_floating_point() or weight.dtype == EIGHT_BITS
-    return (weight if stays else weight.to(dtype)).contiguous()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
