@@ -17,7 +17,7 @@ from audiollm.command_line.option_parser import option, parser_of
 
 from .bootstrap import SAMPLES, SIGNIFICANCE
 from .measures import LOWER_IS_BETTER, Answer, Convention, paired, paired_bleu_p
-from .outputs import Run, RunFolderError, convention_of, joined_sessions, open_run, read_answers
+from .outputs import RunFolderError, convention_of, joined_sessions, open_run, read_answers
 from .score import ScoringOptions, measure_answers
 from .systems import MODEL
 
@@ -46,22 +46,23 @@ def compare_runs(
     Args:
         first, second: folders of `audiollm evaluate`, with one of the `systems` each.
         tasks: only these.
-        normaliser, samples, seed: see [`audiollm.evaluation.score.score_run`].
+        normaliser, samples, seed: as for [`audiollm.evaluation.score.score_run`], whose errors may be raised too.
 
     Returns:
         As JSON: of each task its metrics with both figures, their difference (the second less the first), its interval
         and p; and the tasks and items that only one of them has.
-
-    Raises:
-        ValueError: a folder is none, there is no such system, task, metric or normaliser, or nothing in common.
-        ImportError: a library that a metric needs is not installed.
     """
     runs = open_run(first), open_run(second)
-    answered = [_tasks_of(run, system) for run, system in zip(runs, systems)]
-    known = dict.fromkeys([*answered[0], *answered[1]])
+    answered = []
+    for run, system in zip(runs, systems):
+        answered.append([task for task, files in run.outputs.items() if system in files])
+        if not answered[-1]:
+            known = sorted({each for files in run.outputs.values() for each in files})
+            raise RunFolderError(f"{run.folder} has no answers of {system!r}; it has {', '.join(known)}.")
+    either = dict.fromkeys([*answered[0], *answered[1]])
     for task in tasks or ():
-        if task not in known:
-            raise ValueError(f"Neither run has {task!r}; they have {', '.join(known)}.")
+        if task not in either:
+            raise ValueError(f"Neither run has {task!r}; they have {', '.join(either)}.")
     chosen = [[task for task in each if tasks is None or task in tasks] for each in answered]
     common = [task for task in chosen[0] if task in chosen[1]]
     if not common:
@@ -86,15 +87,6 @@ def compare_runs(
     }
 
 
-def _tasks_of(run: Run, system: str) -> list[str]:
-    """Return the tasks that a system has answered."""
-    found = [task for task, files in run.outputs.items() if system in files]
-    if not found:
-        systems = sorted({each for files in run.outputs.values() for each in files})
-        raise RunFolderError(f"{run.folder} has no answers of {system!r}; it has {', '.join(systems)}.")
-    return found
-
-
 def compare_answers(
     answers: Sequence[Sequence[Answer]], metrics: Sequence[str], convention: Convention, samples: int, seed: int
 ) -> dict[str, Any]:
@@ -115,7 +107,7 @@ def compare_answers(
         other = measured[1][name]
         common, found = paired(one, other, samples, seed)
         counted = set(common)
-        compared = {
+        compared: dict[str, Any] = {
             **{"unit": one.unit, "signature": one.signature, "scored": len(common)},
             "scored_only_in_first": [each for each in one.ids if each not in counted],
             "scored_only_in_second": [each for each in other.ids if each not in counted],
@@ -127,10 +119,9 @@ def compare_answers(
                 texts = [[each for each in side if each.id in counted] for side in matched]
                 compared["p"], compared["test"] = paired_bleu_p(texts[0], texts[1], convention, samples)
             del compared["value"]
-            lower = "second" if name in LOWER_IS_BETTER else "first"
-            higher = "first" if lower == "second" else "second"
-            clear = compared["p"] < SIGNIFICANCE and not np.isclose(found.value, 0.0)
-            compared["better"] = (lower if found.value < 0 else higher) if clear else None
+            is_clear = compared["p"] < SIGNIFICANCE and not np.isclose(found.value, 0.0)
+            better = "second" if (found.value < 0) == (name in LOWER_IS_BETTER) else "first"
+            compared["better"] = better if is_clear else None
         entry["metrics"][name] = compared
     return entry
 

@@ -102,11 +102,11 @@ def _pairs(rows: Iterable[Iterable[float]]) -> np.ndarray:
     return np.array([list(row) for row in rows], dtype=np.float64).reshape(-1, 2)
 
 
-def _mean(scores: Mapping[str, float], unit: str, signature: str, **known: Mapping[str, Any]) -> Measured:
-    """Return a figure that is the mean of `scores`, by the answer's id; `known` are fields of [`Measured`]."""
+def _mean(scores: Mapping[str, float], unit: str, signature: str, **fields: Any) -> Measured:
+    """Return a figure that is the mean of `scores`, by the answer's id; `fields` are those of [`Measured`]."""
     values = np.array(list(scores.values()), dtype=np.float64)
-    known = {"items": {one: {"score": score} for one, score in scores.items()}, **known}
-    return Measured(means(values), list(scores), unit, signature, **known)
+    fields = {"items": {one: {"score": score} for one, score in scores.items()}, **fields}
+    return Measured(means(values), list(scores), unit, signature, **fields)
 
 
 def _with_references(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, list[str]]], dict[str, int]]:
@@ -186,11 +186,7 @@ def bleu(answers: Sequence[Answer], by: Convention) -> Measured:
 
 
 def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
-    """
-    Return BLEU in points `(...)` of summed counts `(..., 10)`: right n-grams, n-grams, length and reference length.
-
-    Computed by sacreBLEU's own function, with the smoothing of its command line.
-    """
+    """Return sacreBLEU's BLEU `(...)` of summed counts `(..., 10)`: right n-grams, n-grams, length, reference length."""
     compute = optional_library("sacrebleu.metrics", EXTRA).BLEU.compute_bleu
     counts = np.rint(np.asarray(sums, dtype=np.float64)).astype(int).reshape(-1, 2 * BLEU_NGRAMS + 2).tolist()
     n = BLEU_NGRAMS
@@ -239,11 +235,7 @@ def air_bench_letter(text: str) -> str | None:
     A letter from A to D counts where it is the first character, or else the last but one ("The answer is A.").
     """
     answer = text.strip().replace("\n", "")
-    if not answer or answer == "None":
-        return None
-    if answer[0] in LETTERS:
-        return answer[0]
-    return answer[-2] if len(answer) > 1 and answer[-2] in LETTERS else None
+    return next((letter for letter in (answer[:1], answer[-2:-1]) if letter and letter in LETTERS), None)
 
 
 def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> Measured:
@@ -268,11 +260,7 @@ TOKENS, NEGATIVE_LOG_LIKELIHOOD, SAME_LOGITS = "tokens", "negative_log_likelihoo
 
 
 def judge_score(answers: Sequence[Answer], by: Convention) -> Measured:
-    """
-    Mean over answers of the mean of their verdicts' marks: over both orders, or all samples.
-
-    Answers without a mark do not count; they and the verdicts that failed are counted.
-    """
+    """Mean over answers of the mean of their verdicts' marks; answers without a mark and failed verdicts are counted."""
     verdicts = [(answer.id, verdict) for answer in answers for verdict in answer.verdicts]
     marks: dict[str, list[float]] = {}
     for one, verdict in verdicts:
@@ -368,8 +356,8 @@ def measure(
 
     Args:
         metric: a name of `MEASURES` or `ALIASES`, of which the first counts.
-        predictions: what was said or written. references: one right answer of each, or several.
-        by: how they are compared; English unless it says otherwise.
+        predictions: texts. references: one right text of each, or several.
+        by: rules for comparing them; English by default.
 
     Raises:
         ValueError: they differ in number, or there is no such metric.

@@ -312,15 +312,13 @@ def air_bench(task: Task, data: str | None) -> Questions:
         try:
             meta = Path(huggingface_hub.hf_hub_download(hub, f"{part}/{file}", repo_type="dataset"))
         except READ_ERRORS as error:
-            reason = " ".join(str(error).split())
-            raise TaskError(
-                f"{part}/{file} of {hub} cannot be downloaded: {reason} Give a copy with --data."
-            ) from error
+            told = f"{part}/{file} of {hub} cannot be downloaded: {' '.join(str(error).split())}"
+            raise TaskError(f"{told} Give a copy with --data.") from error
     checker = None if data is None else RowReader(root, root)
     for index, row in enumerate(json.loads(meta.read_text(encoding="utf-8-sig"))):
         folder, path = f"{row['task_name']}_{row['dataset_name']}", Path(row["path"])
         recording = f"{folder}/{path.with_suffix('.flac') if row['task_name'] == FLAC_TASK else path}"
-        reason = None if checker is None else checker.path_problem(recording)
+        reason: str | None = None if checker is None else checker.path_problem(recording)
         shown = {field: row.get(field) for field in ("question", *CHOICE_FIELDS.values())}
         extra = {"question": row["question"], "dataset": row["dataset_name"]}
         references = [row["answer_gt"]]

@@ -61,17 +61,13 @@ MIN_PAIRED_ITEMS = 2
 
 def gather(folder: Path, worst: int) -> dict[str, Any]:
     """
-    Return what a report says.
+    Return the contents of a report about a scored folder, with so many of the worst items of each task.
 
-    Its fields: `run` and `scoring` as in `scores.json`; `judge`, who gave marks; `systems`, those there are; `averages`;
-    and `tasks`, see [`gather_task`].
-
-    Args:
-        folder: of `audiollm evaluate`, scored.
-        worst: items of each task that are shown.
+    Its fields: `run`, `scoring` and `averages` as in `scores.json`; `judge`, of the marks; `systems`; `tasks`, see
+    [`gather_task`].
 
     Raises:
-        RunFolderError: it is not scored, or a file in it is damaged.
+        RunFolderError: the folder is not scored, or a file in it is damaged.
     """
     if not (folder / SCORES_FILE).is_file():
         raise RunFolderError(f"{folder} has no {SCORES_FILE}; run `audiollm evaluate score {folder}` first.")
@@ -90,7 +86,7 @@ def gather(folder: Path, worst: int) -> dict[str, Any]:
 
 def gather_task(run: Run, task: str, scores: Mapping[str, Any], worst: int) -> dict[str, Any]:
     """
-    Return what a report says of one task.
+    Return the contents of a report about one task.
 
     Its fields: `about`; `metrics`, and the one to look at, `metric`; `systems` as in `scores.json`, and the one whose
     mistakes are shown, `main_system`; `left_out`; `verdicts` (sentences), `differences` to the model, `by_category`,
@@ -103,7 +99,11 @@ def gather_task(run: Run, task: str, scores: Mapping[str, Any], worst: int) -> d
     # The mistakes shown are the model's, or, without it, those of the first system that is no control.
     first = next(iter(sorted(systems, key=lambda system: system == WRONG_AUDIO)), None)
     found: dict[str, Any] = {
-        **{"about": _about(record), "left_out": record.get("left_out") or {}, "metrics": metrics},
+        **{
+            "about": {**record, **(record.get("source") or {}), **(record.get("settings") or {})},
+            "left_out": record.get("left_out") or {},
+            "metrics": metrics,
+        },
         **{"metric": next(iter(metrics), None), "systems": systems, "main_system": first},
         **{"differences": {}, "by_category": {}, "worst": []},
     }
@@ -134,21 +134,15 @@ def gather_task(run: Run, task: str, scores: Mapping[str, Any], worst: int) -> d
     found["verdicts"] = list(verdicts(found))
     others = {system: {row["id"]: row for row in rows[system]} for system in systems if system != first}
     found["worst_order"], chosen = worst_rows(rows[first], main, worst)
-    for row in chosen:
-        beside = {system: each[row["id"]] for system, each in others.items() if row["id"] in each}
-        found["worst"].append(example(row, main, beside, _question(outputs.get(row["id"]))))
+    for wrong in chosen:
+        beside = {system: each[wrong["id"]] for system, each in others.items() if wrong["id"] in each}
+        found["worst"].append(example(wrong, main, beside, _question(outputs.get(wrong["id"], {}))))
     return found
 
 
-def _about(record: Mapping[str, Any]) -> dict[str, Any]:
-    known = {**record, **(record.get("source") or {}), **(record.get("settings") or {})}
-    names = ("title", "hub", "config", "split", "licence", "citation", "note", "language", "limit")
-    return {name: known[name] for name in names if known.get(name)}
-
-
-def _question(row: Mapping[str, Any] | None) -> str | None:
-    """Return what an item asks in words: of items that only say what to do with the recording, nothing."""
-    extra = (row or {}).get("extra") or {}
+def _question(row: Mapping[str, Any]) -> str | None:
+    """Return the question of an item in words; None if it only says what to do with the recording."""
+    extra = row.get("extra") or {}
     lines = [f"{letter}. {text}" for letter, text in (extra.get("choices") or {}).items() if text]
     return "\n".join([str(extra["question"]), *lines]) if extra.get("question") else None
 
@@ -231,14 +225,10 @@ class ReportFiles:
 
 def write_report(folder: str | Path, worst: int = WORST) -> ReportFiles:
     """
-    Write the report of a folder that is scored.
-
-    Args:
-        worst: items of each task that are shown.
+    Write the report of a folder that is scored, with so many of the worst items of each task.
 
     Raises:
         RunFolderError: the folder is not scored, or a file in it is damaged.
-        OSError: a file cannot be read or written.
         ImportError: a library of the extra is not installed.
     """
     folder = Path(folder)

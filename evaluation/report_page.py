@@ -1,6 +1,6 @@
 """Show a report to people: figures in words, and the page made by `report.html.jinja`, which fetches nothing."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -86,12 +86,6 @@ def bar(found: Mapping[str, Any], limit: float) -> dict[str, float]:
     return {"width": share(found["value"]), "low": share(low), "span": round(share(high) - share(low), 2)}
 
 
-def limit_of(metric: str, figures: Iterable[Mapping[str, Any] | None]) -> float:
-    """Return the figure that a full bar of a metric stands for."""
-    most = max((each["high"] or each["value"] or 0.0 for each in figures if each), default=0.0)
-    return min(most, MAX_ERROR_DRAWN) if metric in SPELLED else most
-
-
 def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
     """Yield sentences that say what a task's main figures mean, as far as the model and another system have one."""
     metric = task["metric"]
@@ -147,6 +141,11 @@ def render_page(report: Mapping[str, Any], players: Players, player_notes: Mappi
     tasks = report["tasks"]
     metrics = list(dict.fromkeys(name for found in tasks.values() for name in found["metrics"]))
     answered = [list(found["systems"].values()) for found in tasks.values() if found["systems"]]
+    limits = {}
+    for name in metrics:
+        figures = filter(None, (each["metrics"].get(name) for each in chain(*answered)))
+        most = max((each["high"] or each["value"] or 0.0 for each in figures), default=0.0)
+        limits[name] = min(most, MAX_ERROR_DRAWN) if name in SPELLED else most
     return environment.get_template("report.html.jinja").render(
         report=report,
         name=shown_path(report["model"]),
@@ -155,7 +154,7 @@ def render_page(report: Mapping[str, Any], players: Players, player_notes: Mappi
         items=sum(max(scored["counts"]["items"] for scored in each) for each in answered),
         audio_seconds=sum(max(scored["audio_seconds"] for scored in each) for each in answered),
         metrics=metrics,
-        limits={name: limit_of(name, [each["metrics"].get(name) for each in chain(*answered)]) for name in metrics},
+        limits=limits,
         css=markupsafe.Markup((HERE / "report.css").read_text(encoding="utf-8")),
         shown_path=shown_path,
         signatures=signatures_of(report),

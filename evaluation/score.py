@@ -37,15 +37,12 @@ def score_run(
     folder: str | Path, normaliser: str | None = None, samples: int = SAMPLES, seed: int = 0
 ) -> dict[str, Any]:
     """
-    Score every finished system of every task, and write `scores.json` and `items/<task>/<system>.jsonl`.
+    Score every finished system of every task; write `scores.json`, which is returned, and `items/<task>/<system>.jsonl`.
 
     Args:
         folder: the `--output_dir` of `audiollm evaluate`.
         normaliser: instead of the tasks' own; see `word_error.py`.
         samples: drawn for intervals. seed: of the draws.
-
-    Returns:
-        What `scores.json` holds.
 
     Raises:
         RunFolderError: it is no such folder, or a file in it is damaged.

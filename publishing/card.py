@@ -159,7 +159,9 @@ def make_card(
     name = (repo or folder.absolute().name).rpartition("/")[2]
     is_adapter = config.weight_format == "adapter"
     data_paths = [each["path"] for run in runs for each in run.get("data") or []]
-    header = make_header(name, is_adapter, bases, data_paths, results, given, earlier and earlier.data)
+    header = make_header(
+        name, is_adapter, bases, data_paths, results, given, None if earlier is None else earlier.data
+    )
     own_text = SECTION.sub("", old_text)
     described = {section: heading.search(own_text) for section, heading in OWN_HEADINGS.items() if not runs}
     new = ModelCard.from_template(

@@ -63,8 +63,8 @@ def find_base(model_id: str | None, revision: str | None = None, online: bool = 
             data = ModelCard.load(card, ignore_metadata_errors=True).data if card.is_file() else None
         return Base(name, f"`{name}`, a folder that has no Hub id", None, data and data.get("license"))
     with contextlib.suppress(HTTPError, OSError, ValueError):
-        known = {"revision": revision, "timeout": HUB_TIMEOUT_SECONDS}
-        data = HfApi().model_info(model_id, **known).card_data if online else None
+        if online:
+            data = HfApi().model_info(model_id, revision=revision, timeout=HUB_TIMEOUT_SECONDS).card_data
     licence = data and (data.get("license_name") or data.get("license"))
     return Base(model_id.rpartition("/")[2], f"[{model_id}]({HUB_URL}{model_id})", model_id, licence)
 

@@ -220,8 +220,8 @@ def upload(
         *(CommitOperationAdd(name, source) for name, source in plan.files.items()),
         *(CommitOperationDelete(name) for name in plan.stale),
     ]
-    known = {"commit_message": message, "revision": revision}
-    return api.create_commit(repo_id, operations, run_as_future=run_as_future, **known)
+    known: dict[str, Any] = {"commit_message": message, "revision": revision, "run_as_future": run_as_future}
+    return api.create_commit(repo_id, operations, **known)
 
 
 def upload_checkpoint(

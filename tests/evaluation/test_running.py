@@ -92,11 +92,10 @@ def test_a_run_leaves_whole_rows_in_the_order_of_the_items(
         assert [row["id"] for row in found] == [f"row {number}" for number in range(10)]
         assert {row["system"] for row in found} == {system.partition("/")[2]}
         assert all(row["references"] and row["error"] is None and row["finish"] in ("stop", "length") for row in found)
-    own, files = rows["local/model"], [f"{given.audio_dir}/{row['audio_paths']}" for row in given.rows]
-    assert [(row["audio"], row["prompt"]) for row in own] == [
-        ([file], row["text"]) for file, row in zip(files, given.rows)
-    ]
-    asked = [ask(row["text"], file) for file, row in zip(files, given.rows)]
+    own = rows["local/model"]
+    questions = [(f"{given.audio_dir}/{row['audio_paths']}", row["text"]) for row in given.rows]
+    assert [(row["audio"], row["prompt"]) for row in own] == [([file], text) for file, text in questions]
+    asked = [ask(text, file) for file, text in questions]
     assert [row["output"] for row in own] == answer(shared_model, tiny_processor, asked, max_new_tokens=6)
     lines = (undisturbed / "outputs/local/model.jsonl").read_text().splitlines()
     assert all(json.loads(line)["seconds"] > 0 for line in lines)
