@@ -51,12 +51,7 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluateArguments
 
 
 def evaluate(options: EvaluateArguments) -> None:
-    """
-    Answer, judge and score what the options ask for, and print the scores.
-
-    Raises:
-        ValueError, OSError: something cannot be done as asked.
-    """
+    """Answer, judge and score as the options ask, and print the scores."""
     from .judge import judge_run
     from .report import told_of_report
     from .run import answer_all, locked, prepare

@@ -85,12 +85,7 @@ class Rubric:
         return self.text.format_map(shown).strip()
 
     def read(self, reply: str, order: str) -> dict[str, float]:
-        """
-        Return the marks of a reply, `answer` and, where both are marked, `reference`.
-
-        Raises:
-            UnreadableReplyError: it has none, or some beyond the scale.
-        """
+        """Return the marks of a reply, `answer` and, where both are marked, `reference`, or raise UnreadableReplyError."""
         lines = reply.splitlines() if self.reads == "two_scores" else [reply]
         found = next(filter(None, (REPLIES[self.reads].match(line.strip()) for line in lines)), None)
         marks = [float(YES_NO.get(mark.lower(), mark)) for mark in found.groups()] if found else []

@@ -38,21 +38,11 @@ class RunFolderError(ValueError):
 
 
 class SystemOutputs:
-    """
-    The rows of one task and system, of this run and of those before it.
-
-    Args:
-        folder: the run's.
-        task, system: whose rows.
-        rank: of this process, whose file is written to.
-
-    Attributes:
-        ended: how many answers of this process ended in which way.
-    """
+    """The rows of one task and system, of this run and of those before it; the process `rank` writes to its own file."""
 
     def __init__(self, folder: Path, task: str, system: str, rank: int = 0):
         self.path = folder / OUTPUTS / task / f"{system}.jsonl"
-        self.ended: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()  # answers of this process, by their end
         self._system = system
         self._own = Journal(self.path.with_name(f"{system}.rank{rank}{PARTIAL}"))
 

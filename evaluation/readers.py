@@ -255,10 +255,9 @@ def _open(
     corpus: Corpus, split: str, data: str | None, fields: Mapping[str, Sequence[str]]
 ) -> tuple[Any, dict[str, str], Place, str]:
     """
-    Open a dataset, of a copy that in its folder: rows, columns, place, and the folder that recordings are seen from.
+    Return a dataset's rows, columns, place, and the folder that recordings are seen from; of a copy, that in its folder.
 
-    Args:
-        fields: names that the column of each may have.
+    `fields` has the names that the column of each may have.
     """
     if data is not None:
         folder = Path(data) / str(corpus.hub).rpartition("/")[2]

@@ -161,13 +161,10 @@ NO_ROOM = f"the page would be larger than {MAX_HTML_MB:g} MB"
 
 def find_recordings(run: Run, task: str, ids: Sequence[str]) -> tuple[dict[str, list[Any]], str | None]:
     """
-    Find the recordings of some items of a task.
+    Return the recordings of some items by id, of those found, and why others are not, None where all are.
 
     Those that the run names by a path that is there are taken; else the task is read again where it ships with the
     package or its copy lies on this machine. Nothing is downloaded.
-
-    Returns:
-        Recordings by item, of those found; and why others are not, None where all are.
     """
     files = [path for system, path in run.outputs[task].items() if system != WRONG_AUDIO]
     found: dict[str, list[Any]] = {}
@@ -196,12 +193,7 @@ def find_recordings(run: Run, task: str, ids: Sequence[str]) -> tuple[dict[str, 
 
 
 def as_player(recordings: Sequence[Any]) -> dict[str, Any]:
-    """
-    Return recordings, one after the other, as `uri`, an MP3; and as `cut_s` after how many seconds it was cut, if it was.
-
-    Raises:
-        AudioError, OSError: one cannot be read, or is not there.
-    """
+    """Return recordings, one after the other, as the `uri` of an MP3; and the seconds it was cut to, if so, as `cut_s`."""
     gap = np.zeros(int(SILENCE_BETWEEN_SECONDS * SAMPLING_RATE_HZ), np.float32)
     waveform = np.concatenate([piece for one in recordings for piece in (gap, load_waveform(one))][1:])
     limit = int(MAX_PLAYER_SECONDS * SAMPLING_RATE_HZ)

@@ -117,15 +117,7 @@ def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
 
 
 def render_page(report: Mapping[str, Any], players: Players, player_notes: Mapping[str, str]) -> str:
-    """
-    Return the page of a report as it was gathered; the page holds all it needs, and fetches nothing.
-
-    Args:
-        player_notes: sentences about the players of a task.
-
-    Raises:
-        ImportError: jinja2 or markupsafe is not installed.
-    """
+    """Return the page of a report as it was gathered, with notes about the players of a task; the page fetches nothing."""
     jinja2, markupsafe = (optional_library(name, "evaluation") for name in ("jinja2", "markupsafe"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True

@@ -169,12 +169,7 @@ def index(task: Task, data: str | None, limit: int | None, max_new_tokens: int |
 
 
 def choose_systems(job: Job, asked: Sequence[str], whisper: str | None, multilingual: bool) -> Job:
-    """
-    Return a job with the systems that answer it: those asked for, or those of its kind that can.
-
-    Raises:
-        SystemsError: one that was asked for cannot answer; see [`why_not`].
-    """
+    """Return a job with its systems: those asked for, if all can answer it, else SystemsError; or those of its kind that can."""
     reasons = {
         name: why_not(job.task, name, whisper, multilingual, bool(job.num_recordings))
         for name in asked or DEFAULT_SYSTEMS[job.task.kind]
@@ -206,12 +201,7 @@ def answer_job(
     state: PartialState,
     progress: bool = True,
 ) -> None:
-    """
-    Do this process' share of one task, which is read once; each batch is on disk before the next.
-
-    Raises:
-        RunFolderError: the folder has answers to other questions by the same ids.
-    """
+    """Do this process' share of one task, which is read once; each batch is on disk before the next."""
     outputs = {name: SystemOutputs(folder, job.task.name, name, state.process_index) for name in systems}
     before = {name: each.read() for name, each in outputs.items()}
     turns = {name: count() for name in systems}

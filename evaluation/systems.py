@@ -120,14 +120,8 @@ def _written(prompt: str, texts: Sequence[str]) -> str:
 
 def measure_text(model: Any, tokenizer: Any, base: Any | None, items, waveforms, bounds) -> list[Reply]:
     """
-    Measure the likelihood of texts, and whether their logits are those of the base; nothing is answered.
-
-    Args:
-        base: the base language model by itself, to compare with; None measures likelihood alone.
-
-    Returns:
-        Empty answers. Their `extra` has the tokens scored, the sum of their negative log likelihoods in nats, and what
-        differs from the base.
+    Return empty answers whose `extra` has the tokens of a text, the sum of their negative log likelihoods in nats, and
+    the difference of the logits from those of the base language model by itself, if it is given.
     """
     replies = []
     for item in items:

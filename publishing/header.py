@@ -42,12 +42,7 @@ class Base:
 
 
 def find_base(model_id: str | None, revision: str | None = None, online: bool = True) -> Base:
-    """
-    Return the known facts about a base model, by its id in a checkpoint's configuration.
-
-    Args:
-        online: ask the Hub for the licence of a model that lies there.
-    """
+    """Return the known facts about a base model, by its id in a configuration; `online` asks the Hub for its licence."""
     if not model_id:
         return Base("a base that is not named", "not recorded")
     embedded = EMBEDDED_BASES.get(model_id.removeprefix(EMBEDDED_PREFIX))

@@ -208,12 +208,7 @@ def stale_weights(api: HfApi, options: PushArguments, names: Iterable[str]) -> l
 def upload(
     api: HfApi, plan: Plan, repo_id: str, message: str, revision: str | None = None, run_as_future: bool = False
 ) -> CommitInfo | Future[CommitInfo]:
-    """
-    Upload the files of a plan in one commit; the repository exists.
-
-    Raises:
-        HTTPError, RuntimeError: the Hub refuses, or cannot be reached. What had arrived is not sent again by the next push.
-    """
+    """Upload the files of a plan in one commit; the repository exists. The next push does not send again what arrived."""
     if revision not in (None, DEFAULT_BRANCH):
         api.create_branch(repo_id, branch=str(revision), exist_ok=True)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -228,14 +223,9 @@ def upload_checkpoint(
     api: HfApi, folder: str | Path, repo_id: str, message: str, **options: Any
 ) -> CommitInfo | Future[CommitInfo]:
     """
-    Upload the files of a folder that belong to its checkpoint; the repository exists.
+    Upload the files of a folder that belong to its checkpoint, with options of [`upload`]; the repository exists.
 
-    Args:
-        api: with the token to use.
-        options: of [`upload`].
-
-    Raises:
-        CardError: the checkpoint is not whole, or holds something like a credential.
+    CardError is raised if the checkpoint is not whole, or holds something like a credential.
     """
     plan = make_manifest(folder)
     refuse_secrets(plan.files)

@@ -42,12 +42,7 @@ MEMORY_UNIT_BYTES = 1 if sys.platform == "darwin" else 1 << 10
 
 
 def read_record(folder: str | os.PathLike) -> dict[str, Any]:
-    """
-    Return the record in a checkpoint's folder; it has no runs where there is no file.
-
-    Raises:
-        CardError: the file is not one that `add_run` has written.
-    """
+    """Return the record in a checkpoint's folder, without runs if there is no file; CardError if it is no record."""
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
         return {"runs": []}
@@ -84,12 +79,7 @@ def add_run(folder: str | os.PathLike, run: Mapping[str, Any], starts_from: str 
 
 
 def command_line(words: Sequence[str] | None = None) -> str:
-    """
-    Return a command as somebody else would give it, without the folders of this machine and without secrets.
-
-    Args:
-        words: of the command; those of this process by default.
-    """
+    """Return a command, by default this process', as somebody else would give it: without this machine's folders and secrets."""
     first, *rest = sys.argv if words is None else words
     program = Path(first).name
     if program in ("cli.py", "audiollm"):

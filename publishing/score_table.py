@@ -70,13 +70,7 @@ def systems_of(scores: Mapping[str, Any]) -> list[str]:
 
 
 def score_rows(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -> list[ScoreRow]:
-    """
-    Return the rows of an evaluation's scores.
-
-    Args:
-        scores: contents of an evaluation's `scores.json`.
-        tasks: only these, without means.
-    """
+    """Return the rows of an evaluation's `scores.json`; of some `tasks`, without means."""
     found = {
         task: scores["tasks"].get(task, {}).get("systems", {})
         for task in (scores["tasks"] if tasks is None else tasks)
