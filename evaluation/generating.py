@@ -46,7 +46,7 @@ def failure(reason: object) -> Reply:
 
 
 def transcript_bound(seconds: float, language: str | None) -> int:
-    """Return the bound in tokens on a transcript or translation of so much speech; `language`, if known, is the text's."""
+    """Return the bound in tokens on a transcript or translation, into a language if known, of so much speech."""
     rate = ENGLISH_TOKENS_PER_SECOND if language is not None and is_english(language) else OTHER_TOKENS_PER_SECOND
     return SPARE_TOKENS + int(seconds * rate)
 

@@ -169,7 +169,7 @@ def index(task: Task, data: str | None, limit: int | None, max_new_tokens: int |
 
 
 def choose_systems(job: Job, asked: Sequence[str], whisper: str | None, multilingual: bool) -> Job:
-    """Return a job with its systems: those asked for, if all can answer it, else SystemsError; or those of its kind that can."""
+    """Return a job with its systems: those asked for, of which all must be able to answer it, or those of its kind."""
     reasons = {
         name: why_not(job.task, name, whisper, multilingual, bool(job.num_recordings))
         for name in asked or DEFAULT_SYSTEMS[job.task.kind]

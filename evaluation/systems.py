@@ -85,7 +85,7 @@ class WhisperSystem:
 
 @dataclass
 class TextSystem:
-    """The base language model, asked with Whisper's transcripts in the place of the recordings, or with nothing there."""
+    """The base language model, given Whisper's transcripts in the place of the recordings, or nothing there."""
 
     generator: Generator  # of the base
     whisper: WhisperSystem | None = None  # hears the recordings that it has not heard already; None for the deaf base

@@ -114,7 +114,7 @@ def purpose_of(name: str) -> str | None:
 
 
 def make_manifest(folder: str | os.PathLike) -> Plan:
-    """Sort a folder's files into those to upload and those that stay; CardError if weights, code or processor are missing."""
+    """Sort a folder's files into those to upload and those that stay; CardError if it is not a whole checkpoint."""
     folder = Path(folder)
     named = {*code_files(folder), *(path.name for path in weight_files(folder))}
     plan = Plan({}, [])
@@ -133,7 +133,7 @@ def make_manifest(folder: str | os.PathLike) -> Plan:
 
 
 def code_files(folder: Path) -> list[str]:
-    """Return the code files that a checkpoint's configurations name, and those that they import; CardError if one is missing."""
+    """Return the code files that a checkpoint's configurations name, with their imports; CardError if one is missing."""
     references: list[str] = []
     for path in filter(Path.is_file, (folder / "config.json", folder / "processor_config.json")):
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -208,7 +208,7 @@ def stale_weights(api: HfApi, options: PushArguments, names: Iterable[str]) -> l
 def upload(
     api: HfApi, plan: Plan, repo_id: str, message: str, revision: str | None = None, run_as_future: bool = False
 ) -> CommitInfo | Future[CommitInfo]:
-    """Upload the files of a plan in one commit; the repository exists. The next push does not send again what arrived."""
+    """Upload the files of a plan in one commit; the repository exists. The next push sends only what did not arrive."""
     if revision not in (None, DEFAULT_BRANCH):
         api.create_branch(repo_id, branch=str(revision), exist_ok=True)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [

@@ -79,7 +79,7 @@ def add_run(folder: str | os.PathLike, run: Mapping[str, Any], starts_from: str 
 
 
 def command_line(words: Sequence[str] | None = None) -> str:
-    """Return a command, by default this process', as somebody else would give it: without this machine's folders and secrets."""
+    """Return a command, by default this process', without the folders of this machine and without secrets."""
     first, *rest = sys.argv if words is None else words
     program = Path(first).name
     if program in ("cli.py", "audiollm"):
