@@ -165,9 +165,6 @@ def _key(options: JudgeArguments) -> str | None:
     return key
 
 
-# ------------------------------------------------------------------------------------------------ a run
-
-
 def judge_run(folder: Path, tasks: Sequence[str], options: JudgeArguments) -> None:
     """
     Mark the answers of a run's tasks that have no mark yet; tasks without a judge are passed over.

@@ -34,9 +34,6 @@ class RunFolderError(ValueError):
     """A folder is no run of `audiollm evaluate`, is damaged, or holds a run of other settings or data."""
 
 
-# --------------------------------------------------------------------------------------------------- answers as they come
-
-
 class SystemOutputs:
     """The rows of one task and system, of this run and of those before it; the process `rank` writes to its own file."""
 
@@ -105,9 +102,6 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-# --------------------------------------------------------------------------------------------------------------- run.json
-
-
 def read_run(folder: Path) -> dict[str, Any]:
     """Return the record of a folder; empty where there is none."""
     path = folder / RUN_FILE
@@ -149,9 +143,6 @@ def check_same(folder: Path, settings: Mapping[str, Any], tasks: Mapping[str, Ma
 def place(path: str | None) -> str | None:
     """Return a path so that it means the same from any folder; other names of data as they are."""
     return os.path.abspath(path) if path is not None and os.path.exists(path) else path
-
-
-# ------------------------------------------------------------------------------------------------------ a run to be scored
 
 
 @dataclass(frozen=True)

@@ -56,8 +56,6 @@ MAX_CATEGORIES = 60
 #: Paired differences are of so many items or more.
 MIN_PAIRED_ITEMS = 2
 
-# -------------------------------------------------------------------------------------------------- what the report holds
-
 
 def gather(folder: Path, worst: int) -> dict[str, Any]:
     """
@@ -147,8 +145,6 @@ def _question(row: Mapping[str, Any]) -> str | None:
     return "\n".join([str(extra["question"]), *lines]) if extra.get("question") else None
 
 
-# ---------------------------------------------------------------------------------------------------------------- players
-
 #: MP3 is what every browser plays; about 5 KB a second at this level of compression.
 MP3 = {"format": "MP3", "subtype": "MPEG_LAYER_III", "compression_level": 0.5}
 #: Longest stretch of a recording that a player holds.
@@ -201,9 +197,6 @@ def as_player(recordings: Sequence[Any]) -> dict[str, Any]:
     soundfile.write(file, waveform[:limit], SAMPLING_RATE_HZ, **MP3)
     uri = "data:audio/mpeg;base64," + base64.b64encode(file.getvalue()).decode()
     return {"uri": uri, "cut_s": MAX_PLAYER_SECONDS if len(waveform) > limit else None}
-
-
-# --------------------------------------------------------------------------------------------------------------- the files
 
 
 @dataclass(frozen=True)
@@ -260,9 +253,6 @@ def told_of_report(folder: str | Path) -> str:
         return f"Shown by {write_report(folder).page}."
     except ImportError as error:
         return f"There is no report: {error}"
-
-
-# ------------------------------------------------------------------------------------------------------------ the command
 
 
 @dataclass

@@ -113,9 +113,6 @@ def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
         yield f"{told} (p = {test['p']:.2g}, paired on {test['items']} items)."
 
 
-# --------------------------------------------------------------------------------------------------------------- the page
-
-
 def render_page(report: Mapping[str, Any], players: Players, player_notes: Mapping[str, str]) -> str:
     """Return the page of a report as it was gathered, with notes about the players of a task; the page fetches nothing."""
     jinja2, markupsafe = (optional_library(name, "evaluation") for name in ("jinja2", "markupsafe"))

@@ -65,10 +65,6 @@ LOCK_FILE = ".lock"
 WINDOW_ITEMS = 512
 
 
-class SystemsError(ValueError):
-    """Systems that were asked for cannot answer a task; the message says why."""
-
-
 # ------------------------------------------------------------------------------------------------- what is asked together
 
 
@@ -177,7 +173,7 @@ def choose_systems(job: Job, asked: Sequence[str], whisper: str | None, multilin
     left_out = {name: reason for name, reason in reasons.items() if reason is not None}
     for name, reason in left_out.items():
         if asked:
-            raise SystemsError(f"--systems {name} cannot answer {job.task.name}: {reason}.")
+            raise ValueError(f"--systems {name} cannot answer {job.task.name}: {reason}.")
     return replace(job, systems=tuple(name for name in reasons if name not in left_out), left_out=left_out)
 
 
@@ -186,7 +182,7 @@ def check_control(job: Job, asked: Sequence[str]) -> None:
     names = tuple(asked) or DEFAULT_SYSTEMS[job.task.kind]
     if WRONG_AUDIO in names and job.num_recordings == 1:
         others = ",".join(name for name in names if name != WRONG_AUDIO)
-        raise SystemsError(
+        raise ValueError(
             f"{job.task.name} gives {len(job.ids)} clips of one recording; the wrong-audio control needs two different ones "
             f"or more. Take more, or leave it out by --systems {others}."
         )
@@ -306,7 +302,13 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ev
     checkpoint = find_checkpoint(options.model)
     processor = load_processor(checkpoint, options.revision)
     config = AudioLlmConfig.from_pretrained(checkpoint, revision=options.revision or "main")
-    weight = ctc_weight_of(options, config, any(task.kind == TRANSCRIPTION for task in tasks))
+    transcribes = any(task.kind == TRANSCRIPTION for task in tasks)
+    weight = options.ctc_weight
+    if weight is None:  # the checkpoint's default, which is for transcripts alone
+        weight = default_ctc_weight(config) if transcribes else 0.0
+    check_ctc_weight(config, weight)
+    if weight and not transcribes:
+        raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
     known = own_whisper(config)
     whisper = options.whisper or known
     revision = config.audio_model_revision if whisper is not None and whisper == known else None
@@ -326,16 +328,6 @@ def own_whisper(config: Any) -> str | None:
     """Return the Whisper that a checkpoint was made of; None where it is not known, or where the encoder is another."""
     audio_config = getattr(config, "audio_config", None)
     return config.audio_model_id if getattr(audio_config, "model_type", None) == WHISPER else None
-
-
-def ctc_weight_of(options: EvaluateArguments, config: Any, transcribes: bool) -> float:
-    """Return the weight of CTC as given, else the checkpoint's default, which is for transcripts alone."""
-    if options.ctc_weight is None:
-        return default_ctc_weight(config) if transcribes else 0.0
-    check_ctc_weight(config, options.ctc_weight)
-    if options.ctc_weight and not transcribes:
-        raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
-    return options.ctc_weight
 
 
 def run_settings(run: Evaluation) -> dict[str, Any]:

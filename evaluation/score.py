@@ -136,9 +136,6 @@ def _items(answers: Sequence[Answer], measured: Mapping[str, Measured]) -> Itera
         yield row
 
 
-# ---------------------------------------------------------------------------------------------------------------- averages
-
-
 def group_averages(
     run: Run, tasks: Mapping[str, Any], measured: AllMeasured, samples: int, seed: int
 ) -> dict[str, Any]:
@@ -178,9 +175,6 @@ def group_averages(
     return averages
 
 
-# ------------------------------------------------------------------------------------------------------- shown to people
-
-
 def score_table(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -> str:
     """Return a line for each figure, and for each reason not to count; `tasks` are only these, without means."""
     lines: list[tuple[str, str, str, str]] = []
@@ -198,9 +192,6 @@ def score_table(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -
                     lines.append((task, "", SYSTEM_TITLES.get(system, system), items))
     widths = [max((len(line[column]) for line in lines), default=0) for column in range(3)]
     return "\n".join("  ".join([*map(str.ljust, line, widths), line[3]]) for line in lines)
-
-
-# ------------------------------------------------------------------------------------------------------------ the command
 
 
 @dataclass

@@ -144,9 +144,6 @@ def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids.to(model.device)).logits[0].cpu()
 
 
-# ---------------------------------------------------------------------------------------------------- what can answer what
-
-
 def spoken_language(task: Task) -> str | None:
     """Return the language of a task's recordings, where it is known: of a translation, not its answers'."""
     return task.source.get("source_language") if task.kind == TRANSLATION else task.language
@@ -182,9 +179,6 @@ def is_multilingual(whisper: str, revision: str | None) -> bool:
     folder, _ = locate_whisper(whisper, revision)
     config = GenerationConfig.from_pretrained(folder, revision=revision or "main")
     return bool(getattr(config, "is_multilingual", False))
-
-
-# ------------------------------------------------------------------------------------------------------- making systems
 
 
 @dataclass

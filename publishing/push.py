@@ -102,9 +102,6 @@ class Plan:
     remarks: list[str] = field(default_factory=list)  # sentences to read before agreeing
 
 
-# ---- files of a checkpoint -----------------------------------------------------------------------------------------
-
-
 def purpose_of(name: str) -> str | None:
     """Return the purpose of a file that belongs to every checkpoint; None of weights, code and anything else."""
     for why, patterns in ALLOWED.items():
@@ -170,9 +167,6 @@ def refuse_secrets(files: Files) -> None:
         raise CardError(f"Nothing was uploaded: this looks like credentials:\n  {lines}\nTake it out and revoke it.")
 
 
-# ---- plan and upload -----------------------------------------------------------------------------------------------
-
-
 def make_plan(options: PushArguments) -> Plan:
     """Return everything that a push will do; CardError if the checkpoint is not whole or has a credential in it."""
     folder = Path(options.model)
@@ -230,9 +224,6 @@ def upload_checkpoint(
     plan = make_manifest(folder)
     refuse_secrets(plan.files)
     return upload(api, plan, repo_id, message, **options)
-
-
-# ---- command -------------------------------------------------------------------------------------------------------
 
 
 def describe(plan: Plan) -> str:

@@ -73,9 +73,6 @@ def test_transcripts_in_other_letters_need_a_language(tmp_path) -> None:
     assert read_local_set(own_data(tmp_path / "data", GERMAN)).language == "en"
 
 
-# ------------------------------------------------------------------------------------------------- length of answers
-
-
 def test_bounds_hold_what_a_language_takes(tmp_path) -> None:
     """Measured: a read sentence of 6.5 s in Hindi is 95 tokens of SmolLM2's tokenizer, one of 6.5 s in German 43."""
     data = own_data(tmp_path / "data", HINDI)

@@ -37,9 +37,6 @@ def measured(name: str, answers: list[Answer], **convention):
     return MEASURES[name](answers, Convention(**convention))
 
 
-# ------------------------------------------------------------------------------------------------ BLEU and ROUGE
-
-
 @pytest.mark.parametrize(
     ("language", "tokenizer", "texts"), [("en", "13a", ENGLISH), ("zh", "zh", CHINESE), ("ja", "ja-mecab", JAPANESE)]
 )
@@ -71,9 +68,6 @@ def test_rouge_is_that_of_its_readme() -> None:
     assert measure("rougeL", *pair).value == pytest.approx(2 * (5 / 8) * (5 / 9) / (5 / 8 + 5 / 9))
     closest = measured("rouge1", answers_of(["a b", "c"], [["", "x", "a b"], [" "]]))
     assert (closest.value, closest.ids, closest.dropped) == (1.0, ["0"], {"skipped_empty_reference": 1})
-
-
-# ------------------------------------------------------------------------------------------- choices, marks, rates
 
 
 def test_a_letter_is_read_as_in_air_bench() -> None:
@@ -120,9 +114,6 @@ def test_retention_is_equality_and_perplexity() -> None:
     assert measured("perplexity", answers).value == pytest.approx((4**3 * 64) ** (1 / 4))
     found = measured("bitwise_equal", answers)
     assert (found.value, found.dropped) == (0.5, {"not_compared": 1})
-
-
-# ------------------------------------------------------------------------------------------------ texts of one's own
 
 
 def test_texts_are_measured_without_a_run(monkeypatch) -> None:

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -44,8 +45,7 @@ LAUNCH = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--con
 LAUNCH += ["-m", "audiollm.evaluation.evaluate"]
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """A checkpoint, the data, and the options of a run over them."""
 
     model: Path
@@ -116,7 +116,7 @@ def test_a_run_leaves_whole_rows_in_the_order_of_the_items(
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_cut_off_anywhere_it_goes_on_to_the_same_rows(given, undisturbed, copied, seed: int) -> None:
+def test_cut_off_anywhere_it_goes_on_to_the_same_rows(given, undisturbed, copied, capsys, seed: int) -> None:
     """As a kill leaves it: some systems whole, some begun by one or two processes, a last line torn."""
     drawn = random.Random(seed)
     (copied / "scores.json").unlink()
@@ -132,10 +132,9 @@ def test_cut_off_anywhere_it_goes_on_to_the_same_rows(given, undisturbed, copied
     evaluate(given.model, copied, *given.options, "--systems", SYSTEMS)
     assert all_rows(copied) == all_rows(undisturbed)
     assert (copied / "scores.json").is_file()
-
-
-def test_what_is_done_is_not_done_again(given, copied, capsys) -> None:
+    # What is done is not done again.
     before = {path: path.stat().st_mtime_ns for path in (copied / "outputs").rglob("*.jsonl")}
+    capsys.readouterr()
     evaluate(given.model, copied, *given.options, "--systems", SYSTEMS)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "answer" not in capsys.readouterr().err  # no bar: nothing was asked
@@ -144,16 +143,12 @@ def test_what_is_done_is_not_done_again(given, copied, capsys) -> None:
 def test_several_processes_answer_as_one(given, undisturbed, shared_model, tiny_processor, tmp_path) -> None:
     """Each in its turn here; see below for two that run at the same time."""
 
-    @dataclass
-    class Rank:
-        process_index: int
-        num_processes: int
-
     job = index(read_local_set(given.data_path, str(given.audio_dir)), None, None, 6)
     system = partial(listen, Generator(shared_model, tiny_processor))
     shares = []
     for rank in range(3):
-        answer_job(tmp_path, job, {"model": system}, tiny_processor, 3, Rank(rank, 3), progress=False)
+        state = SimpleNamespace(process_index=rank, num_processes=3)
+        answer_job(tmp_path, job, {"model": system}, tiny_processor, 3, state, progress=False)
         shares.append(len(SystemOutputs(tmp_path, "local", "model").read()) - sum(shares))
     assert all(shares) and sum(shares) == 10
     SystemOutputs(tmp_path, "local", "model").merge(job.ids)
@@ -232,9 +227,6 @@ def test_recordings_that_cannot_be_read_are_rows_and_tried_again(given, tmp_path
     assert mended[4]["finish"] != "error" and len(mended) == 10
 
 
-# ------------------------------------------------------------------------------------------------- what is asked when
-
-
 @pytest.mark.parametrize(("count", "lengths"), [(3, [3]), (8, [4, 4]), (11, [4, 7])])
 def test_windows_hold_everything_once_and_none_is_small(count, lengths) -> None:
     items = [Item(f"{n}", "<audio>", [[0.1] * 160]) for n in range(count)]
@@ -268,9 +260,6 @@ def test_batches_are_bounded_in_items_and_seconds(tiny_processor) -> None:
         ["1"],
         ["4"],
     ]
-
-
-# --------------------------------------------------------------------------------------------- processes of their own
 
 
 def start(given: Given, folder: Path) -> subprocess.Popen:

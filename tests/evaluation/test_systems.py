@@ -10,7 +10,7 @@ from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.generating import Generator, Reply, adapter_windows, in_halves
-from audiollm.evaluation.run import SystemsError, choose_systems, index, wrong_recordings
+from audiollm.evaluation.run import choose_systems, index, wrong_recordings
 from audiollm.evaluation.systems import (
     DEFAULT_SYSTEMS,
     SystemBuilder,
@@ -157,9 +157,6 @@ def test_text_retention_tells_the_untouched_from_the_trained(builder, trained, b
     assert moved[0]["negative_log_likelihood"] != kept[0]["negative_log_likelihood"]
 
 
-# ------------------------------------------------------------------------------------------------------ what cannot be
-
-
 @pytest.mark.parametrize(
     ("task", "system", "multilingual", "reason"),
     [
@@ -190,15 +187,12 @@ def test_systems_are_chosen_by_kind_or_as_asked(items) -> None:
     assert chosen.systems == ("model", "wrong_audio") and chosen.left_out.keys() == {"whisper"}
     assert choose_systems(german, (), "w", True).systems == ("model", "wrong_audio", "whisper")
     assert choose_systems(german, ("deaf", "model"), "w", False).systems == ("deaf", "model")
-    with pytest.raises(SystemsError, match="--systems whisper cannot answer made: w hears English only"):
+    with pytest.raises(ValueError, match="--systems whisper cannot answer made: w hears English only"):
         choose_systems(german, ("model", "whisper"), "w", False)
     task = task_of(items)
     assert "give --whisper" in why_not(task, "cascade", None, False, True)
     assert all("no recordings" in why_not(task, system, "w", True, False) for system in ("wrong_audio", "cascade"))
     assert why_not(task, "deaf", None, False, False) is None
-
-
-# ----------------------------------------------------------------------------------------------------------- one batch
 
 
 @pytest.fixture
@@ -241,9 +235,6 @@ def test_a_batch_too_large_for_the_memory_is_halved(capsys) -> None:
     assert "A batch of 5 is too large for the memory; going on with 3." in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------------------ of the command
-
-
 def test_another_whisper_may_answer(checkpoint, tmp_path, talking_whisper) -> None:
     options = ["--tasks", "unseen", "--limit", "2", "--systems", "whisper,cascade", "--max_new_tokens", "3"]
     evaluate(checkpoint, tmp_path / "own", *options)
@@ -266,6 +257,9 @@ def test_another_whisper_may_answer(checkpoint, tmp_path, talking_whisper) -> No
         ("--tasks unseen --output_dir OUT --normaliser basic", "--normaliser is for your own data"),
         ("--tasks ami slue_ted --output_dir OUT --data x", "expected TASK=COPY for each"),
         ("--tasks unseen --output_dir OUT --systems magic", "there is no 'magic'"),
+        ("--tasks unseen --output_dir OUT --judge_url ftp://x", "no http"),
+        ("--tasks unseen --output_dir OUT --judge_url https://me:secret@host/v1", "no password"),
+        ("--tasks unseen --output_dir OUT --judge_url https://host/v1?key=1", "no password"),
         ("--tasks unseen --output_dir OUT --batch_size 0", "--batch_size is 0"),
         ("--tasks unseen --output_dir OUT --limit 1", "needs two different ones"),
         ("--output_dir OUT", "give --tasks"),

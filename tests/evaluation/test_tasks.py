@@ -57,8 +57,6 @@ def test_questions_are_whole(items) -> None:
         assert task.language and task.source["licence"] and task.source["title"]
 
 
-# ------------------------------------------------------------------------------------------------------ what each one asks
-
 #: References of questions, in order.
 REFERENCES = {
     **{name: [PROMPTS[0], PROMPTS[1], "ignore time segment in scoring", ""] for name in LEADERBOARD},
@@ -191,9 +189,6 @@ def test_texts_written_choices_and_embedded_speech(items) -> None:
     assert items["prompts"][0].extra["duration_s"] > 0
 
 
-# -------------------------------------------------------------------------------------------------------- names and table
-
-
 def test_names_stand_for_tasks() -> None:
     """An alias for its tasks, a family for its usual configs, `family:*` for all of them, a language for a config."""
     counts = {"asr": 7, "mls": 7, "fleurs": 8, "fleurs:*": 102, "covost2:*": 36, "fleurs_translation:*": 202}
@@ -236,8 +231,6 @@ def test_the_table_says_what_is_known_of_each() -> None:
     assert all(f"\n{family}" in f"\n{shown}" for family in families())
     assert "licence: CC-BY-NC-4.0" in shown and "unknown: licence" in shown
 
-
-# ------------------------------------------------------------------------------------------------- the whole command
 
 LIMIT = 2
 #: A task of each kind, and of each way to read one.

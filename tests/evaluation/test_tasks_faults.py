@@ -33,9 +33,6 @@ def read(name: str, data: Path | None) -> list[Item]:
     return list(find_task(name).items(None if data is None else str(data)))
 
 
-# ------------------------------------------------------------------------------------------------------------------- rows
-
-
 def problems_of(name: str, data: Path) -> dict[str, str]:
     with pytest.raises(TaskDataError) as error:
         read(name, data)
@@ -75,9 +72,6 @@ def test_bad_rows_are_all_named(tmp_path) -> None:
     write_lines(chunks, rows, "test")
     first, second = problems_of("earnings22", tmp_path / "calls").values()
     assert "no transcript of '4469660', perhaps '4469669'?" in first and "leads out of" in second
-
-
-# ---------------------------------------------------------------------------------------------------- columns and places
 
 
 def test_missing_columns_are_named_with_those_that_were_found(tmp_path) -> None:
@@ -120,9 +114,6 @@ def test_another_language_is_not_taken_for_the_one_asked_for(tmp_path, name, pla
         read(name, tmp_path / place)
 
 
-# --------------------------------------------------------------------------------------------------- other forms of a copy
-
-
 def test_one_file_is_a_copy(tmp_path) -> None:
     leaderboard("ami_cleaned")(tmp_path)
     common_voice(tmp_path)
@@ -159,9 +150,6 @@ def test_librispeech_as_openslr_has_it(form: str, tmp_path) -> None:
     found = read("librispeech_clean", data)
     assert [item.references for item in found] == [["GO ON I"], ["GO ON II"], ["GO ON III"]]
     assert found[0].id == "61-70968-0000" and len(load_waveform(found[0].recordings[0])) > 1000
-
-
-# --------------------------------------------------------------------------------------------------------- one's own data
 
 
 def test_ones_own_recordings_are_a_task_and_bad_rows_are_all_named(tmp_path) -> None:

@@ -116,9 +116,6 @@ def test_every_option_shows(checkpoint: Path) -> None:
     assert all(shown in given and shown not in without for shown in options.values())
 
 
-# ---- the header, as huggingface_hub and the Hub read it ------------------------------------------------------------
-
-
 def test_results_survive_the_way_to_the_hub_and_back(checkpoint: Path, scores, scores_file: Path) -> None:
     made = card(checkpoint, "--scores", scores_file)
     (result,) = made.data.eval_results
@@ -156,9 +153,6 @@ def test_merged_checkpoints_and_embedded_bases_are_said_to_be_so(checkpoint: Pat
     made = card(checkpoint)
     assert made.data["base_model_relation"] == "finetune" and "lora" not in made.data.tags
     assert "folded into the language model" in sections(made.text)["about"]
-
-
-# ---- cards that are there already ----------------------------------------------------------------------------------
 
 
 def test_what_people_wrote_stays(checkpoint: Path, scores_file: Path, capsys) -> None:
@@ -203,9 +197,6 @@ def test_scores_of_other_weights_are_taken_out(checkpoint: Path, scores_file: Pa
     assert "the scores were taken out" in capsys.readouterr().err
 
 
-# ---- bad input -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -227,9 +218,6 @@ def test_broken_files_are_named(name: str, content: str | None, message: str, ch
         (checkpoint / name).write_text(content)
     with pytest.raises(SystemExit, match=message):
         card(checkpoint, *(["--scores", checkpoint / name] if name == "scores.json" else []))
-
-
-# ---- the training record -------------------------------------------------------------------------------------------
 
 
 def test_runs_stand_in_the_order_in_which_they_were_made(checkpoint: Path, tmp_path: Path) -> None:
