@@ -274,11 +274,11 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
     if forms:
         form = next((form for form in forms if form.corpus.hub and not form.corpus.withdrawn), forms[0])
         corpus = form.corpus
+        known = ("title", "hub", "revision", "licence", "terms", "withdrawn", "citation", "note")
         source |= {
-            **{"benchmark": corpus.name.partition(CONFIG_SEPARATOR)[0], "title": corpus.title, "hub": corpus.hub},
-            **{"revision": corpus.revision, "config": corpus.config or config, "split": form.split},
-            **{"licence": corpus.licence, "terms": corpus.terms, "withdrawn": corpus.withdrawn},
-            **{"citation": corpus.citation, "note": corpus.note, "unknown": list(corpus.unknown) or None},
+            **{"benchmark": corpus.name.partition(CONFIG_SEPARATOR)[0], "config": corpus.config or config},
+            **{"split": form.split, "unknown": list(corpus.unknown) or None},
+            **{name: getattr(corpus, name) for name in known},
         }
     if entry["kind"] == "translation":
         source["source_language"] = spoken
@@ -289,14 +289,11 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
         language=language,
         normaliser=normaliser,
         source={key: value for key, value in source.items() if value is not None},
-        max_new_tokens=entry.get("max_new_tokens"),
-        group=entry.get("group"),
         reader=READERS[entry["reader"]],
         prompt=entry.get("prompt", ""),
         forms=tuple(forms),
         config=config,
-        answer=entry.get("answer"),
-        openslr=entry.get("openslr"),
+        **{field: entry.get(field) for field in ("max_new_tokens", "group", "answer", "openslr")},
     )
 
 

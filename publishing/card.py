@@ -120,8 +120,7 @@ def make_card(
         online: ask the Hub for the licences of bases that lie there.
 
     Raises:
-        CardError: there is no checkpoint, its card cannot be read or has none of our sections, or the scores are no
-            scores.
+        CardError: there is no checkpoint, its card cannot be read or has none of our sections, or scores are missing.
     """
     folder, given = Path(folder), given or {}
     config, weights, runs = read_config(folder), weight_files(folder), read_record(folder)["runs"]
@@ -130,7 +129,7 @@ def make_card(
     old_text = earlier.text if earlier is not None and earlier.text.strip() else ""
     present = sections(old_text)
     if old_text and not present and not add_sections:
-        raise CardError(f"{path} is not of this command's making; --append puts its sections behind it.")
+        raise CardError(f"{path} has none of this command's sections, and is left. --append puts them behind it.")
     hashed = hashlib.sha256()
     for file in weights:
         with file.open("rb") as content:
@@ -143,9 +142,7 @@ def make_card(
     evaluation: dict[str, Any] = {}
     if scores is not None:
         if not isinstance(scores.get("tasks"), dict) or not scores["tasks"]:
-            raise CardError(
-                "The scores have no tasks; expected the scores.json that `audiollm evaluate score` writes."
-            )
+            raise CardError("The scores have no tasks; expected the scores.json of `audiollm evaluate score`.")
         if SCORED_SYSTEM not in systems_of(scores):
             raise CardError(f"The scores are of {systems_of(scores)}; there are none of the model itself.")
         results = evaluation_results(scores)
@@ -159,9 +156,8 @@ def make_card(
     name = (repo or folder.absolute().name).rpartition("/")[2]
     is_adapter = config.weight_format == "adapter"
     data_paths = [each["path"] for run in runs for each in run.get("data") or []]
-    header = make_header(
-        name, is_adapter, bases, data_paths, results, given, None if earlier is None else earlier.data
-    )
+    old_header = None if earlier is None else earlier.data
+    header = make_header(name, is_adapter, bases, data_paths, results, given, old_header)
     own_text = SECTION.sub("", old_text)
     described = {section: heading.search(own_text) for section, heading in OWN_HEADINGS.items() if not runs}
     new = ModelCard.from_template(
