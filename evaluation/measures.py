@@ -1,8 +1,7 @@
 """
-Measures: answers in, figures that add up over items out, and what each item adds to them.
+Measures of answers: figures that add up over items, and the share of each item.
 
-Errors and accuracies are fractions; BLEU is in sacreBLEU's points. To measure texts
-of your own, without a run:
+Errors and accuracies are fractions; BLEU is in sacreBLEU's points. To measure texts of your own, without a run:
 
     measure("bleu", ["The cat sat."], [["The cat sat."]], Convention(language="en")).value
 """
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -126,13 +126,8 @@ def text_error(unit: str, answers: Sequence[Answer], by: Convention) -> Measured
     prefix = "" if unit == WORDS else "character_"
     items = {
         one: {
-            "normalised_reference": found.reference,
-            "normalised_output": found.hypothesis,
-            f"{prefix}errors": found.errors,
-            unit: found.length,
-            f"{prefix}substitutions": found.substitutions,
-            f"{prefix}deletions": found.deletions,
-            f"{prefix}insertions": found.insertions,
+            **{"normalised_reference": found.reference, "normalised_output": found.hypothesis, unit: found.length},
+            **{prefix + kind: getattr(found, kind) for kind in ("errors", "substitutions", "deletions", "insertions")},
         }
         for one, found in scored.items()
     }
@@ -162,12 +157,6 @@ def bleu_metric(by: Convention, **options: Any) -> Any:
     return BLEU(tokenize=chosen, **options)
 
 
-def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """Return references as sacreBLEU takes them: the first of every sentence, the second of every one, ..."""
-    most = max(map(len, references))
-    return [[one[k] if k < len(one) else None for one in references] for k in range(most)]
-
-
 def bleu(answers: Sequence[Answer], by: Convention) -> Measured:
     """Corpus BLEU of texts as they are written, from counts of each sentence, which add up to sacreBLEU's own."""
     metric, sentences = bleu_metric(by), bleu_metric(by, effective_order=True)
@@ -178,7 +167,7 @@ def bleu(answers: Sequence[Answer], by: Convention) -> Measured:
         rows.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
         items[answer.id] = {"score": found.score}
     if kept:
-        metric.corpus_score([answer.text for answer, _ in kept], _streams([texts for _, texts in kept]))
+        metric.corpus_score([answer.text for answer, _ in kept], list(zip_longest(*(texts for _, texts in kept))))
         signature = str(metric.get_signature())
     statistics = np.array(rows, dtype=np.float64).reshape(-1, 2 * BLEU_NGRAMS + 2)
     ids = [answer.id for answer, _ in kept]
@@ -203,7 +192,7 @@ def paired_bleu_p(
     Its draws are seeded by sacreBLEU itself: 12345, or what the environment variable SACREBLEU_SEED says.
     """
     test = optional_library("sacrebleu.significance", EXTRA).PairedTest
-    references = _streams([[text for text in each.references if text.strip()] for each in first])
+    references = list(zip_longest(*([text for text in each.references if text.strip()] for each in first)))
     named = [("first", [each.text for each in first]), ("second", [each.text for each in second])]
     signatures, scores = test(named, {"BLEU": bleu_metric(by)}, references, test_type="ar", n_samples=samples)()
     return float(scores["BLEU"][1].p_value), f"sacreBLEU's paired approximate randomisation, {signatures['BLEU']}"
@@ -244,13 +233,10 @@ def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> 
     read = [(answer, air_bench_letter(answer.text)) for answer in kept]
     scored = [(answer, letter) for answer, letter in read if strict or letter is not None]
     right = {answer.id: letter == answer.reference.strip().strip("().").upper() for answer, letter in scored}
-    return _mean(
-        right,
-        FRACTION,
-        f"parsing:air_bench|unparsable:{'wrong' if strict else 'left out'}",
-        items={answer.id: {"chosen": letter, "right": right[answer.id]} for answer, letter in scored},
-        dropped={EMPTY_REFERENCE: len(answers) - len(kept), "unparsable": len(kept) - len(scored)},
-    )
+    items = {answer.id: {"chosen": letter, "right": right[answer.id]} for answer, letter in scored}
+    dropped = {EMPTY_REFERENCE: len(answers) - len(kept), "unparsable": len(kept) - len(scored)}
+    signature = f"parsing:air_bench|unparsable:{'wrong' if strict else 'left out'}"
+    return _mean(right, FRACTION, signature, items=items, dropped=dropped)
 
 
 # ------------------------------------------------------------------------------------- marks, silence, retention of text
@@ -284,10 +270,11 @@ def no_speech_rate(answers: Sequence[Answer], by: Convention) -> Measured:
 def bitwise_equal(answers: Sequence[Answer], by: Convention) -> Measured:
     """Share of texts whose logits are the base model's in every bit."""
     same = {answer.id: answer.extra[SAME_LOGITS] for answer in answers if answer.extra.get(SAME_LOGITS) is not None}
-    items = {one: {SAME_LOGITS: each} for one, each in same.items()}
-    return _mean(
-        same, FRACTION, "torch.equal of logits", items=items, dropped={"not_compared": len(answers) - len(same)}
+    items, dropped = (
+        {one: {SAME_LOGITS: each} for one, each in same.items()},
+        {"not_compared": len(answers) - len(same)},
     )
+    return _mean(same, FRACTION, "torch.equal of logits", items=items, dropped=dropped)
 
 
 def perplexity(answers: Sequence[Answer], by: Convention) -> Measured:
