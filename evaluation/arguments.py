@@ -87,7 +87,7 @@ class EvaluateArguments(JudgeArguments):
     )
     normaliser: str | None = option(
         None,
-        "What makes texts alike before they are compared; that of the language if not given: english for "
+        "Makes texts alike before they are compared; that of the language if not given: english for "
         "English, characters for languages without spaces, basic for all others.",
         choices=list(NORMALISERS),
     )
@@ -152,7 +152,7 @@ class EvaluateArguments(JudgeArguments):
             self.language = language_code(self.language)
 
     def copies(self, names: list[str]) -> dict[str, str]:
-        """Return where the data of tasks lie on disk; those that are not named are read where the benchmark is."""
+        """Return the copies of tasks' data on disk; a task that is not named is read where the benchmark is."""
         if len(self.data_path) == 1 and len(names) == 1 and not self.data_path[0].startswith(f"{names[0]}="):
             return {names[0]: self.data_path[0]}
         found = {}

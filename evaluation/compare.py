@@ -22,7 +22,7 @@ from .score import ScoringOptions, measure_answers
 from .systems import MODEL
 
 BLEU = "bleu"
-#: How p is found, but of BLEU, which sacreBLEU tests itself.
+#: The test of all metrics but BLEU, which sacreBLEU tests itself.
 RANDOMISATION = "paired approximate randomisation"
 #: Ids that a line names; JSON has all of them.
 MAX_IDS_SHOWN = 5

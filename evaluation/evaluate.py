@@ -33,9 +33,9 @@ from audiollm.command_line.option_parser import parser_of
 
 from .arguments import EvaluateArguments
 
-#: What the first word may be; without one it is `run`.
+#: First words besides `run`, which may be left out.
 SUBCOMMANDS = ("score", "report", "compare")
-#: How long processes wait for one that has more to do.
+#: Limit of the wait for a process that has more to do.
 PATIENCE = timedelta(days=7)
 
 

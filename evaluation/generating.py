@@ -142,9 +142,9 @@ def in_halves(
     run: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], give_up: Callable[[str], Result]
 ) -> list[Result]:
     """
-    Return what `run` makes of all rows, or, when that takes more memory than there is, of each half, and so on.
+    Return the results of `run` for all rows, or, if the memory does not suffice, for each half, and so on.
 
-    A row that does not even fit alone becomes what `give_up` makes of the reason.
+    A row that does not fit alone has the result of `give_up` for the reason.
     """
     if not rows:
         return []

@@ -38,17 +38,17 @@ MAX_REPLY_TOKENS, MAX_REASONING_TOKENS = 1024, 8192
 #: The host that gets the usual variable's key without being asked to.
 OPENAI_HOST = "https://api.openai.com/"
 OPENAI_VARIABLE = "OPENAI_API_KEY"
-#: What is sent where an endpoint needs no key.
+#: Sent to an endpoint that needs no key.
 NO_KEY = "none"
 NUMBER = r"(\d+(?:\.\d+)?)"
-#: How replies are read, by what a rubric says under `reads`.
+#: Patterns of replies, by the field `reads` of a rubric.
 REPLIES = {
     "two_scores": re.compile(rf"^\W*{NUMBER}(?:\s*[,;/|]\s*|\s+){NUMBER}\W*$"),
     "one_score": re.compile(rf"^[^\d.]*{NUMBER}[^\d]*$"),
     "yes_no": re.compile(r"^\W*(yes|no)\b", re.IGNORECASE),
 }
 YES_NO = {"yes": "1", "no": "0"}
-#: What an endpoint names that refuses an option for its model.
+#: Named by an endpoint that refuses an option for its model.
 REFUSED_OPTION = re.compile(r"max_tokens|max_completion_tokens|temperature")
 
 

@@ -315,7 +315,7 @@ MEASURES: dict[str, Score] = {
 }
 #: Of these, less is better.
 LOWER_IS_BETTER = ("word_error", "plain_word_error", "character_error", "no_speech_rate", "perplexity")
-#: What a task's metric stands for, where it is not one measure of that name: the first is the one to look at.
+#: Measures of a task's metric, if it is not one measure of that name: the first is the one to look at.
 ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("word_error", "wer"), ("word_error", "plain_word_error")),
     "cer": ("character_error",),

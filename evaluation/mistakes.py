@@ -58,7 +58,7 @@ def shortened(pairs: Sequence[Pair], limit: int = MAX_WORDS_SHOWN) -> list[Pair]
 
 
 def confusions(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Return how often which word became which, by kind of mistake, the most frequent first."""
+    """Return counts of the words that became others, by kind of mistake, the most frequent first."""
     wrong = [row for row in rows if row.get("errors")]
     pairs = [pair for row in wrong for pair in aligned(row["normalised_reference"], row["normalised_output"])]
     found = {}
@@ -90,7 +90,7 @@ def worst_rows(rows: Sequence[Row], metric: str, count: int) -> tuple[str, list[
 
 
 def example(row: Row, metric: str, others: Mapping[str, Row], question: str | None) -> dict[str, Any]:
-    """Return one item as a report shows it, beside the rows of the other systems, and what it asks in words if anything."""
+    """Return one item for a report, beside the rows of the other systems, with its question in words, if any."""
     shown: dict[str, Any] = {
         "id": row["id"],
         "duration_s": row.get("duration_s") or None,

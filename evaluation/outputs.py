@@ -194,7 +194,7 @@ def read_answers(run: Run, task: str, system: str) -> list[Answer]:
 
 
 def convention_of(task: Mapping[str, Any], normaliser: str | None = None) -> Convention:
-    """Return how a task's answers are compared: as is asked for, as the leaderboard does, or as `run.json` says."""
+    """Return the rules for a task's answers: those asked for, the leaderboard's, or those of `run.json`."""
     own = GROUP_NORMALISERS.get(task.get("group") or "", task.get("normaliser") or "english")
     return Convention(normaliser or own, task.get("language"))
 

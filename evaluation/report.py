@@ -49,7 +49,7 @@ WORST = 10
 #: Bound on the page; recordings that do not fit have no player, and the page says so.
 MAX_HTML_MB = 10.0
 BYTES_PER_MB = 1_000_000
-#: What markup around a player takes, in bytes.
+#: Bytes of the markup around a player.
 PLAYER_MARKUP_BYTES = 100
 #: Categories that are shown; a task with more has ids for categories.
 MAX_CATEGORIES = 60

@@ -77,7 +77,7 @@ def metric_about(metric: str) -> str:
 
 
 def bar(found: Mapping[str, Any], limit: float) -> dict[str, float]:
-    """Return where a figure's bar and its interval begin and end, in percent of the limit."""
+    """Return the width of a figure's bar, and start and length of its interval, in percent of the limit."""
 
     def share(value: float) -> float:
         return round(100 * min(max(value, 0.0), limit) / limit, 2) if limit else 0.0
@@ -160,7 +160,7 @@ def reasons_of(found: Mapping[str, Any]) -> list[str]:
 
 
 def signatures_of(report: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """Return what every metric was counted by, each once, with its tasks."""
+    """Return the signatures of every metric, each once, with its tasks."""
     found: dict[str, dict[str, list[str]]] = {}
     for task, entry in report["tasks"].items():
         for metric in entry["metrics"]:

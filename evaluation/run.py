@@ -146,7 +146,7 @@ class Job:
         return self.task.items(self.data, self.limit)
 
     def bound(self, seconds: float) -> int:
-        """Return how many tokens an answer to so much audio may have."""
+        """Return the bound in tokens on an answer to so much audio."""
         if self.max_new_tokens is not None and self.task.kind not in HEARD_KINDS:
             return self.max_new_tokens
         natural = transcript_bound(seconds, self.task.language)
@@ -331,7 +331,7 @@ def own_whisper(config: Any) -> str | None:
 
 
 def run_settings(run: Evaluation) -> dict[str, Any]:
-    """Return what must be alike in all that a folder holds."""
+    """Return the settings that must be alike in all that a folder holds."""
     options = run.options
     device = options.device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     return {
@@ -412,7 +412,7 @@ def _answer(run: Evaluation, missing: Mapping[str, Sequence[str]]) -> None:
 
 
 def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
-    """Return what `run.json` holds; of a run that goes on, with what it was begun with."""
+    """Return the contents of `run.json`; a run that goes on keeps the versions and the time of its beginning."""
     before, package = read_run(run.folder), package_facts()
     versions = {"audiollm": package["version"], **library_versions()}
     for name, then in before.get("versions", {}).items():

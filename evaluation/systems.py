@@ -34,7 +34,7 @@ from .outputs import SystemOutputs
 from .tasks import Item, Task
 
 MODEL, WRONG_AUDIO, WHISPER, CASCADE, DEAF = "model", "wrong_audio", "whisper", "cascade", "deaf"
-#: What stands beside the model, by a task's kind.
+#: Systems that answer by default, by a task's kind.
 DEFAULT_SYSTEMS = {
     "asr": (MODEL, WRONG_AUDIO, WHISPER),
     "translation": (MODEL, WRONG_AUDIO, WHISPER, CASCADE, DEAF),
@@ -150,7 +150,7 @@ def spoken_language(task: Task) -> str | None:
 
 
 def why_not(task: Task, system: str, whisper: str | None, is_multilingual: bool, has_recordings: bool) -> str | None:
-    """Return why a system cannot answer a task; None where it can. `whisper` is None where no Whisper is known."""
+    """Return the reason for which a system cannot answer a task, or None. `whisper` is None if none is known."""
     if system in NEED_RECORDINGS and not has_recordings:
         return "its questions have no recordings"
     if system == WRONG_AUDIO and task.kind == "no_speech":
@@ -175,7 +175,7 @@ def why_not(task: Task, system: str, whisper: str | None, is_multilingual: bool,
 
 
 def is_multilingual(whisper: str, revision: str | None) -> bool:
-    """Return whether a Whisper hears other languages than English."""
+    """Return True if a Whisper hears other languages than English."""
     folder, _ = locate_whisper(whisper, revision)
     config = GenerationConfig.from_pretrained(folder, revision=revision or "main")
     return bool(getattr(config, "is_multilingual", False))
@@ -249,7 +249,7 @@ class SystemBuilder:
 
 
 def holds_its_base(model: Any) -> bool:
-    """Return whether an AudioLLM's answers to text are its base's, as far as the weights say."""
+    """Return True if the weights that answer text are those of the base."""
     tied = model.config.get_text_config().tie_word_embeddings
     prefixes = ("model.language_model.",) if tied else ("model.language_model.", "lm_head.")
     held = {
@@ -271,5 +271,5 @@ def load_text_model(model: Any) -> Any:
 
 
 def base_text_model(model: Any) -> Any:
-    """Return what answers text as the base does: the AudioLLM itself, or the base where training has changed it."""
+    """Return a model that answers text as the base does: the AudioLLM, or the base if training has changed it."""
     return model if holds_its_base(model) else load_text_model(model)

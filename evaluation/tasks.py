@@ -31,7 +31,7 @@ TRANSCRIPT = "transcript"
 LETTER_CASE = "sentence_case"
 #: Codes that configs begin with, where the usual one is another.
 LANGUAGE_CODES = {"cmn": "zh"}
-#: Where words are not separated, characters are compared.
+#: Languages without spaces between words are compared by characters.
 CHARACTER_NORMALISER, CHARACTER_METRIC = "characters", "character_error"
 NAMES_SHOWN = 8
 
@@ -231,7 +231,7 @@ def task_table() -> str:
 
 @lru_cache(maxsize=1)
 def tables() -> dict[str, Any]:
-    """Return what `tasks.yaml` holds."""
+    """Return the contents of `tasks.yaml`."""
     return yaml.safe_load(TASKS_FILE.read_text(encoding="utf-8"))
 
 

@@ -17,7 +17,7 @@ from audiollm.corpora.normalisers import NORMALISERS as BASIC_NORMALISERS
 from .leaderboard import IGNORED_SEGMENT, normalize_leaderboard
 
 LEADERBOARD = "leaderboard"
-#: What makes texts alike before they are compared, by name: that of the Open ASR Leaderboard, and those of
+#: Normalisers by name: that of the Open ASR Leaderboard, and those of
 #: `audiollm.corpora.normalisers`.
 NORMALISERS: dict[str, Callable[[str], str]] = {**BASIC_NORMALISERS, LEADERBOARD: normalize_leaderboard}
 #: Units that errors are counted in; also the normaliser that makes every character a word, between spaces of its own.

@@ -95,7 +95,7 @@ def evaluation_results(scores: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def is_own(result: EvalResult) -> bool:
-    """Return whether an entry of a card was made by `evaluation_results`."""
+    """Return True for an entry that `evaluation_results` has made."""
     return isinstance(result.metric_args, dict) and result.metric_args.keys() == OWN_ARGUMENTS
 
 
