@@ -1,8 +1,10 @@
 """Systems that answer beside the model: each is what it says it is, and what cannot answer says so before anything is computed."""
 
 import json
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -21,28 +23,11 @@ from audiollm.evaluation.systems import (
 from audiollm.evaluation.tasks import Item, Task, find_task, tables
 from audiollm.inference.answering import answer, ask
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
-from clients import play
 from evaluation_runs import evaluate, rows_of
-from loopback_hub import LoopbackHub
 from small_corpus import example_rows, write_recordings, write_rows
 from transformers import AutoModelForCausalLM
 
 TOKENS = 6
-#: Two checkpoints in one repository: one on the branch `first`, and one after it.
-PUSH = """
-import sys
-from huggingface_hub import HfApi
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*sys.argv[1:], lora_rank=4)
-processor = AudioLlmProcessor.from_audio_text_pretrained(*sys.argv[1:])
-api = HfApi()
-api.create_repo("you/m")
-api.create_branch("you/m", branch="first")
-for revision in ("first", "main"):
-    model.push_to_hub("you/m", revision=revision)
-    processor.push_to_hub("you/m", revision=revision)
-    model.model.audio_boundary_embeds.data.mul_(2)
-"""
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -300,16 +285,21 @@ def test_copies_are_given_to_their_tasks(data, names, found) -> None:
     assert options.copies(names) == found
 
 
-@pytest.mark.slow
-def test_a_revision_is_the_one_that_is_loaded(tiny_bases, tmp_path) -> None:
-    """Of a folder there is none, so that a Hub on this machine has to have it."""
-    command = "import sys; from audiollm.evaluation.evaluate import main; main(sys.argv[1:])"
-    options = ["--tasks", "unseen", "--limit", "2", "--systems", "model", "--max_new_tokens", "4", "--model", "you/m"]
-    with LoopbackHub(tmp_path / "hub", user="you") as hub:
-        known = {"cwd": tmp_path, **hub.environment(tmp_path / "home")}
-        play(PUSH, *tiny_bases, **known)
-        for revision in ("main", "first"):
-            play(command, *options, "--revision", revision, "--output_dir", tmp_path / revision, **known)
-    first, last = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("first", "main"))
-    assert first["settings"]["weights"] != last["settings"]["weights"]
-    assert (first["revision"], last["revision"]) == ("first", "main")
+def test_a_revision_is_the_one_that_is_loaded(checkpoint, tiny_model, tmp_path, monkeypatch) -> None:
+    """Of a folder there is none, so that the Hub's cache has two."""
+    repository = tmp_path / "hub" / "models--you--m"
+    (repository / "refs").mkdir(parents=True)
+    tiny_model.model.audio_boundary_embeds.data.mul_(2)
+    for revision, commit in (("main", "0" * 40), ("first", "1" * 40)):
+        shutil.copytree(checkpoint, repository / "snapshots" / commit)
+        (repository / "refs" / revision).write_text(commit)
+    tiny_model.save_pretrained(repository / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    options = ["--tasks", "unseen", "--limit", "2", "--systems", "model", "--max_new_tokens", "4"]
+    records = []
+    for revision in ("main", "first"):
+        evaluate(Path("you/m"), tmp_path / revision, *options, "--revision", revision)
+        records.append(json.loads((tmp_path / revision / "run.json").read_text()))
+    assert records[0]["settings"]["weights"] != records[1]["settings"]["weights"]
+    assert [record["revision"] for record in records] == ["main", "first"]
