@@ -116,9 +116,6 @@ def _with_references(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, list
     return kept, {EMPTY_REFERENCE: len(answers) - len(kept)}
 
 
-# ------------------------------------------------------------------------------------------------ words and characters
-
-
 def text_error(unit: str, answers: Sequence[Answer], by: Convention) -> Measured:
     """Corpus word or character error."""
     errors = word_errors([each.reference for each in answers], [each.text for each in answers], by.normaliser, unit)
@@ -140,8 +137,6 @@ def plain_word_error(answers: Sequence[Answer], by: Convention) -> Measured:
     """Corpus word error of texts as they are written: capitals and punctuation count."""
     return replace(text_error(WORDS, answers, Convention("none")), items={})
 
-
-# ---------------------------------------------------------------------------------------------------------- translations
 
 BLEU_NGRAMS = 4
 #: sacreBLEU's tokenizer by code of the language that is translated into; 13a otherwise.
@@ -198,8 +193,6 @@ def paired_bleu_p(
     return float(scores["BLEU"][1].p_value), f"sacreBLEU's paired approximate randomisation, {signatures['BLEU']}"
 
 
-# ------------------------------------------------------------------------------------------------------------- summaries
-
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
@@ -211,8 +204,6 @@ def rouge(rouge_type: str, answers: Sequence[Answer], by: Convention) -> Measure
     scores = {answer.id: scorer.score_multi(texts, answer.text)[rouge_type].fmeasure for answer, texts in kept}
     return _mean(scores, FRACTION, signature, dropped=dropped)
 
-
-# --------------------------------------------------------------------------------------------------------------- choices
 
 LETTERS = "ABCD"
 
@@ -238,8 +229,6 @@ def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> 
     signature = f"parsing:air_bench|unparsable:{'wrong' if strict else 'left out'}"
     return _mean(right, FRACTION, signature, items=items, dropped=dropped)
 
-
-# ------------------------------------------------------------------------------------- marks, silence, retention of text
 
 #: Of an item's `extra`, as the retention system measures it.
 TOKENS, NEGATIVE_LOG_LIKELIHOOD, SAME_LOGITS = "tokens", "negative_log_likelihood", "same_logits_as_base"
@@ -295,8 +284,6 @@ def perplexity_of_sums(sums: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         return np.where(sums[..., 1] > 0, np.exp(sums[..., 0] / sums[..., 1]), np.nan)
 
-
-# ---------------------------------------------------------------------------------------------------------------- by name
 
 Score = Callable[[Sequence[Answer], Convention], Measured]
 #: Every measure by its name.

@@ -144,9 +144,6 @@ class Task:
             raise TaskError(f"Task {self.name!r}: {reason}") from error
 
 
-# ------------------------------------------------------------------------------------------------------- tasks by name
-
-
 def find_task(name: str) -> Task:
     """
     Return one task: `prompts`, or of a family one config, `fleurs:de_de`, also by language alone, `fleurs:de`.
@@ -224,9 +221,6 @@ def task_table() -> str:
         blocks.append("\n  ".join(lines))
     several = [f"  {alias}: {', '.join(names)}" for alias, names in tables()["aliases"].items()]
     return "\n\n".join(blocks) + "\n\nNames for several tasks:\n" + "\n".join(several) + "\n"
-
-
-# ------------------------------------------------------------------------------------------------------------- the table
 
 
 @lru_cache(maxsize=1)

@@ -200,9 +200,6 @@ def write_card(folder: str | os.PathLike, **options: Any) -> Card:
     return card
 
 
-# ---- files of a checkpoint -----------------------------------------------------------------------------------------
-
-
 def read_config(folder: Path) -> AudioLlmConfig:
     """Read a checkpoint's configuration; CardError if there is no AudioLLM checkpoint in the folder."""
     path = folder / "config.json"
@@ -251,9 +248,6 @@ def read_scores(path: str) -> dict[str, Any]:
     return scores
 
 
-# ---- sections ------------------------------------------------------------------------------------------------------
-
-
 def sections(text: str) -> dict[str, str]:
     """Return the text of each section by its name."""
     return {name: body.strip() for name, _, body in SECTION.findall(text)}
@@ -297,9 +291,6 @@ def renew(old: str, new: str, keep: frozenset[str] = frozenset()) -> tuple[str, 
 
 def _digest(body: str) -> str:
     return hashlib.sha256(body.strip().encode()).hexdigest()[:DIGEST_DIGITS]
-
-
-# ---- command -------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
