@@ -231,11 +231,11 @@ def sessions(task: Task, data: str | None) -> Questions:
     form = task.forms[0]
     parent = replace(form.corpus, name=f"{form.corpus.name}, parent", hub=form.corpus.parent, columns={})
     wanted = {field: spec.columns[:1] for field, spec in form.corpus.columns.items()}
-    table, fields, place, folder = _open(form.corpus, form.split, data, wanted)
-    whole, columns, _, _ = _open(parent, form.split, data, form.corpus.alternatives)
-    transcripts = {str(row[columns["id"]]): str(row[columns[TRANSCRIPT]] or "") for row in whole}
+    table, place, folder = _open(form.corpus, form.split, data, wanted)
+    whole, _, _ = _open(parent, form.split, data, form.corpus.alternatives)
+    transcripts = {str(row["id"]): str(row[TRANSCRIPT] or "") for row in whole}
     for row in table:
-        file, session = row[fields["audio"]], str(row[fields["session"]])
+        file, session = row["audio"], str(row["session"])
         where = f"{form.corpus.audio_folder}/{file}"
         if place.kind == "hub":
             revision = place.revision or huggingface_hub.constants.DEFAULT_REVISION
@@ -247,17 +247,16 @@ def sessions(task: Task, data: str | None) -> Questions:
         if problem is not None:
             yield BadClip(str(file), problem)
             continue
-        extra = {"session": session, "chunk_index": int(row[fields["chunk_index"]]), "language": "en"}
+        extra = {"session": session, "chunk_index": int(row["chunk_index"]), "language": "en"}
         yield Item(str(file), task.prompt, [recording], [transcripts[session]], extra)
 
 
 def _open(
     corpus: Corpus, split: str, data: str | None, fields: Mapping[str, Sequence[str]]
-) -> tuple[Any, dict[str, str], Place, str]:
+) -> tuple[Iterator[dict[str, Any]], Place, str]:
     """
-    Return a dataset's rows, columns, place, and the folder that recordings are seen from; of a copy, that in its folder.
-
-    `fields` has the names that the column of each may have.
+    Return a dataset's rows by `fields`, of which each names the columns it may be; its place; and the folder that its
+    recordings are seen from. Of a copy, that is the folder of the dataset in it.
     """
     if data is not None:
         folder = Path(data) / str(corpus.hub).rpartition("/")[2]
@@ -272,7 +271,8 @@ def _open(
         if not columns[field]:
             named = " or ".join(map(repr, names))
             raise TaskError(f"{corpus.name} has no column {named} for {field!r}. Its columns are: {', '.join(there)}.")
-    return dataset, columns, place, seen_from
+    rows = ({field: row[column] for field, column in columns.items()} for row in dataset)
+    return rows, place, seen_from
 
 
 def _rows_of(place: Place, split: str) -> tuple[Any, list[str], str]:
