@@ -25,14 +25,16 @@ def recordings() -> list[Row]:
     return rows[:ROWS]
 
 
-def table(config: str, split: str, features: Row, row: Callable[[int, str], Row], file: str | None = None) -> Write:
+def table(
+    config: str, split: str, features: Row, row: Callable[[int, str], Row], file: str | None = None, count: int = ROWS
+) -> Write:
     """A table of the recordings; `row` gives the other columns of each by its number and text."""
 
     def write(folder: Path) -> Path:
-        rows = [
-            {**dict.fromkeys(features), "audio": each["audio"], **row(number, each["text"])}
-            for number, each in enumerate(recordings())
-        ]
+        rows = []
+        for number in range(count):
+            each = recordings()[number % ROWS]
+            rows.append({**dict.fromkeys(features), "audio": each["audio"], **row(number, each["text"])})
         return write_table(folder, config, split, {"audio": Audio(16_000), **features}, rows, file)
 
     return write
@@ -44,16 +46,9 @@ def texts(*names: str) -> Row:
 
 def leaderboard(config: str, split: str = "test") -> Write:
     """hf-audio/open-asr-leaderboard. The last two rows have nothing to be recognised."""
-    features = {"audio": Audio(16_000), **texts("dataset", "text", "id"), "audio_length_s": REAL}
-
-    def write(folder: Path) -> Path:
-        known = {"dataset": config, "audio_length_s": 1.0}
-        rows = [{**known, **{name: each[name] for name in ("audio", "text", "id")}} for each in recordings()]
-        rows[-1]["text"] = "ignore time segment in scoring"
-        rows.append({**rows[0], "text": "", "id": "empty"})
-        return write_table(folder, config, split, features, rows)
-
-    return write
+    said = {2: "ignore time segment in scoring", 3: ""}
+    features = {**texts("dataset", "text", "id"), "audio_length_s": REAL}
+    return table(config, split, features, lambda n, text: {"text": said.get(n, text), "id": f"{n}"}, count=4)
 
 
 def earnings22(folder: Path) -> Path:
