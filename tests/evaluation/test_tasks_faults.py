@@ -11,7 +11,6 @@ from audiollm.evaluation.readers import read_local_set
 from audiollm.evaluation.tasks import Item, TaskDataError, TaskError, find_task
 from audiollm.processing import load_waveform
 from benchmark_copies import (
-    TEXT,
     air_bench,
     common_voice,
     earnings22,
@@ -19,11 +18,11 @@ from benchmark_copies import (
     fleurs_pair,
     leaderboard,
     recordings,
+    table,
+    texts,
     voicebench,
     write_lines,
 )
-from corpus_copies import write_table
-from datasets import Audio
 from small_corpus import write_recordings
 
 pytestmark = pytest.mark.usefixtures("own_datasets_cache")
@@ -75,8 +74,7 @@ def test_bad_rows_are_all_named(tmp_path) -> None:
 
 
 def test_missing_columns_are_named_with_those_that_were_found(tmp_path) -> None:
-    rows = [{"audio": each["audio"], "words": each["text"]} for each in recordings()]
-    write_table(tmp_path, "ami_cleaned", "test", {"audio": Audio(16_000), "words": TEXT}, rows)
+    table("ami_cleaned", "test", texts("words"), lambda number, text: {"words": text})(tmp_path)
     with pytest.raises(TaskError) as error:
         read("ami", tmp_path)
     message = str(error.value)
@@ -124,12 +122,10 @@ def test_one_file_is_a_copy(tmp_path) -> None:
 
 
 def test_common_voice_as_the_hub_had_it(tmp_path) -> None:
-    features = {"client_id": TEXT, "path": TEXT, "audio": Audio(48_000), "sentence": TEXT, "locale": TEXT}
-    rows = [
-        {"client_id": "c", "path": f"{index}.ogg", "audio": each["audio"], "sentence": each["text"], "locale": "ja"}
-        for index, each in enumerate(recordings())
-    ]
-    write_table(tmp_path, "ja", "test", features, rows, "ja/test/0.parquet")
+    def row(number: int, text: str) -> dict:
+        return {"client_id": "c", "path": f"{number}.ogg", "sentence": text, "locale": "ja"}
+
+    table("ja", "test", texts("client_id", "path", "sentence", "locale"), row, "ja/test/0.parquet")(tmp_path)
     assert [item.references for item in read("common_voice:ja", tmp_path)] == [[each["text"]] for each in recordings()]
 
 
