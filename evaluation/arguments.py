@@ -87,7 +87,7 @@ class EvaluateArguments(JudgeArguments):
     )
     normaliser: str | None = option(
         None,
-        "What makes texts alike before they are compared; that of the language if not given: english for "
+        "Makes texts alike before they are compared; that of the language if not given: english for "
         "English, characters for languages without spaces, basic for all others.",
         choices=list(NORMALISERS),
     )
@@ -127,41 +127,33 @@ class EvaluateArguments(JudgeArguments):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}; expected at least 1")
-        unknown = [name for name in self.systems if name not in SYSTEM_TITLES]
-        if unknown:
-            raise ValueError(f"--systems: there is no {unknown[0]!r}; expected some of {', '.join(SYSTEM_TITLES)}")
+        for name in self.systems:
+            if name not in SYSTEM_TITLES:
+                raise ValueError(f"--systems: there is no {name!r}; expected some of {', '.join(SYSTEM_TITLES)}")
         if self.tasks:
-            self._check_tasks()
-        else:
-            self._check_own_data()
-
-    def _check_tasks(self) -> None:
-        if self.output_dir is None:
-            raise ValueError("--tasks needs --output_dir, a folder for raw outputs and scores")
-        own = ("audio_dir", "language", "normaliser")
-        without_use = [name for name in own if getattr(self, name) is not None]
-        if without_use:
-            raise ValueError(f"--{without_use[0]} is for your own data, without --tasks; leave it out")
-
-    def _check_own_data(self) -> None:
-        if len(self.data_path) != 1:
+            if self.output_dir is None:
+                raise ValueError("--tasks needs --output_dir, a folder for raw outputs and scores")
+            for name in ("audio_dir", "language", "normaliser"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"--{name} is for your own data, without --tasks; leave it out")
+        elif len(self.data_path) != 1:
             raise ValueError(
                 "give --tasks with what to evaluate on (--list_tasks shows them), or your own data as one --data_path"
             )
-        if self.language is not None:
+        elif self.language is not None:
             self.language = language_code(self.language)
 
     def copies(self, names: list[str]) -> dict[str, str]:
-        """Return where the data of tasks lie on disk; those that are not named are read where the benchmark is."""
+        """Return the copies of tasks' data on disk; a task that is not named is read where the benchmark is."""
         if len(self.data_path) == 1 and len(names) == 1 and not self.data_path[0].startswith(f"{names[0]}="):
             return {names[0]: self.data_path[0]}
         found = {}
         for given in self.data_path:
-            name = next((name for name in names if given.startswith(f"{name}=")), None)
-            if name is None:
+            name, is_pair, copy = given.partition("=")
+            if not is_pair or name not in names:
+                known = ", ".join(names)
                 raise ValueError(
-                    f"--data {given} does not say which task it is for; expected TASK=COPY for each, with TASK one of "
-                    f"{', '.join(names)}"
+                    f"--data {given} names no task; expected TASK=COPY for each, with TASK one of {known}"
                 )
-            found[name] = given.removeprefix(f"{name}=")
+            found[name] = copy
         return found

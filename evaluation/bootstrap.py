@@ -1,8 +1,8 @@
 """
 Intervals by percentile bootstrap over items, and tests of whether two systems differ on the same items.
 
-Everything works on statistics that add up, `(items, columns)`, such as errors and words of each clip, and on a pooled
-function that makes the figure of their sums: so that corpus figures are resampled as corpus figures.
+Statistics `(items, columns)`, such as errors and words of each clip, add up; a pooled function makes the figure of their
+sums. So corpus figures are resampled as corpus figures.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,21 +31,15 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """
-    Difference of two systems on the same items.
+    """Difference of two systems on the same items."""
 
-    Attributes:
-        first, second: their figures.
-        value: the second less the first. low, high: its percentile interval, paired.
-        p: how likely a difference as large is if answers were the systems' by chance: two-sided approximate
-            randomisation (Noreen 1989), which is never 0: at best 1 / (samples + 1).
-    """
-
-    first: float
+    first: float  # their figures
     second: float
-    value: float
-    low: float
+    value: float  # the second less the first
+    low: float  # its percentile interval, paired
     high: float
+    #: Probability of a difference as large if answers were the systems' by chance: two-sided approximate randomisation
+    #: (Noreen 1989), at best 1 / (samples + 1).
     p: float
 
 
@@ -61,15 +55,11 @@ def means(values: np.ndarray) -> np.ndarray:
 
 
 def resampled(statistics: np.ndarray, pooled: Pooled = ratio, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
-    """Figures `(samples,)` of as many items drawn with replacement, again and again."""
+    """Figures `(samples,)` of as many items drawn with replacement, again and again; ValueError if there is none."""
     if statistics.ndim != 2 or not len(statistics):
         raise ValueError(f"Statistics are {statistics.shape}; expected one row or more of an item each.")
-    rng, count = np.random.default_rng(seed), len(statistics)
-    blocks = []
-    for size in _blocks(count, samples):
-        times_drawn = rng.multinomial(count, np.full(count, 1 / count), size=size)
-        blocks.append(pooled(times_drawn @ statistics.astype(np.float64)))
-    return np.concatenate(blocks)
+    rng, statistics = np.random.default_rng(seed), statistics.astype(np.float64)
+    return np.concatenate([pooled(times @ statistics) for times in _times_drawn(rng, len(statistics), samples)])
 
 
 def interval(
@@ -115,25 +105,22 @@ def paired_test(
     """
     if first.shape != second.shape:
         raise ValueError(f"Statistics are {first.shape} and {second.shape}; expected the same items and columns.")
-    rng, count = np.random.default_rng(seed), len(first)
-    first, second = first.astype(np.float64), second.astype(np.float64)
+    rng, first, second = np.random.default_rng(seed), first.astype(np.float64), second.astype(np.float64)
     sums = first.sum(axis=0), second.sum(axis=0)
     one, other = (float(pooled(each)) for each in sums)
-    observed = abs(other - one)
     drawn, at_least = [], 0
-    for size in _blocks(count, samples):
-        times_drawn = rng.multinomial(count, np.full(count, 1 / count), size=size)
-        drawn.append(pooled(times_drawn @ second) - pooled(times_drawn @ first))
-        moved = rng.integers(0, 2, size=(size, count)) @ (second - first)
+    for times in _times_drawn(rng, len(first), samples):
+        drawn.append(pooled(times @ second) - pooled(times @ first))
+        moved = rng.integers(0, 2, size=times.shape) @ (second - first)
         swapped = np.abs(pooled(sums[1] - moved) - pooled(sums[0] + moved))
         # A difference that is equal but for rounding is as large.
-        at_least += int(np.sum(swapped >= observed - 1e-12))
+        at_least += int(np.sum(swapped >= abs(other - one) - 1e-12))
     low, high = percentiles(np.concatenate(drawn))
     return Difference(one, other, other - one, low, high, (at_least + 1) / (samples + 1))
 
 
-def _blocks(count: int, samples: int) -> Iterator[int]:
-    """Sizes of blocks of samples that fit in memory."""
+def _times_drawn(rng: np.random.Generator, count: int, samples: int) -> Iterator[np.ndarray]:
+    """Yield the counts of each item in each sample, `(samples, count)` in blocks that fit in memory."""
     size = max(1, MAX_BLOCK_VALUES // count)
     for start in range(0, samples, size):
-        yield min(size, samples - start)
+        yield rng.multinomial(count, np.full(count, 1 / count), size=min(size, samples - start))

@@ -7,7 +7,7 @@ Compare two models on the items that both have answered: differences with interv
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from audiollm.command_line.option_parser import option, parser_of
 
 from .bootstrap import SAMPLES, SIGNIFICANCE
 from .measures import LOWER_IS_BETTER, Answer, Convention, paired, paired_bleu_p
-from .outputs import Run, RunFolderError, convention_of, joined_sessions, open_run, read_answers
+from .outputs import RunFolderError, convention_of, joined_sessions, open_run, read_answers
 from .score import ScoringOptions, measure_answers
 from .systems import MODEL
 
 BLEU = "bleu"
-#: How p is found, but of BLEU, which sacreBLEU tests itself.
+#: The test of all metrics but BLEU, which sacreBLEU tests itself.
 RANDOMISATION = "paired approximate randomisation"
 #: Ids that a line names; JSON has all of them.
 MAX_IDS_SHOWN = 5
@@ -40,28 +40,29 @@ def compare_runs(
     """
     Compare two systems of two folders, or of one, on every task that both have answered, item by item.
 
-    Items are matched by id, and compared only where both were asked the same of the same right answers; all others are
-    named. Both sides are scored again by one convention, that of the first.
+    Items are matched by id, and compared where their right answers are the same; all others are named. Both sides are
+    scored again by the convention of the first.
 
     Args:
         first, second: folders of `audiollm evaluate`, with one of the `systems` each.
         tasks: only these.
-        normaliser, samples, seed: see [`audiollm.evaluation.score.score_run`].
+        normaliser, samples, seed: as for [`audiollm.evaluation.score.score_run`], whose errors may be raised too.
 
     Returns:
-        For JSON: what is compared, and of each task its metrics with both figures, their difference (the second less the
-        first), its interval and p; and which tasks and items only one of them has.
-
-    Raises:
-        ValueError: a folder is none, there is no such system, task, metric or normaliser, or nothing in common.
-        ImportError: a library that a metric needs is not installed.
+        As JSON: of each task its metrics with both figures, their difference (the second less the first), its interval
+        and p; and the tasks and items that only one of them has.
     """
     runs = open_run(first), open_run(second)
-    answered = [_tasks_of(run, system) for run, system in zip(runs, systems)]
-    unknown = [task for task in tasks or () if task not in answered[0] and task not in answered[1]]
-    if unknown:
-        known = ", ".join(dict.fromkeys([*answered[0], *answered[1]]))
-        raise ValueError(f"Neither run has {unknown[0]!r}; they have {known}.")
+    answered = []
+    for run, system in zip(runs, systems):
+        answered.append([task for task, files in run.outputs.items() if system in files])
+        if not answered[-1]:
+            known = sorted({each for files in run.outputs.values() for each in files})
+            raise RunFolderError(f"{run.folder} has no answers of {system!r}; it has {', '.join(known)}.")
+    either = dict.fromkeys([*answered[0], *answered[1]])
+    for task in tasks or ():
+        if task not in either:
+            raise ValueError(f"Neither run has {task!r}; they have {', '.join(either)}.")
     chosen = [[task for task in each if tasks is None or task in tasks] for each in answered]
     common = [task for task in chosen[0] if task in chosen[1]]
     if not common:
@@ -73,23 +74,17 @@ def compare_runs(
         answers = [read_answers(run, task, system) for run, system in zip(runs, systems)]
         convention = convention_of(runs[0].task(task), normaliser)
         compared[task] = compare_answers(answers, runs[0].task(task)["metrics"], convention, samples, seed)
+    sides = [
+        {"folder": str(run.folder), "system": system, "model": run.record.get("model")}
+        for run, system in zip(runs, systems)
+    ]
     return {
-        "first": {"folder": str(first), "system": systems[0], "model": runs[0].record.get("model")},
-        "second": {"folder": str(second), "system": systems[1], "model": runs[1].record.get("model")},
+        **dict(zip(("first", "second"), sides)),
         "scoring": {"normaliser": normaliser, "samples": samples, "seed": seed},
         "tasks": compared,
         "tasks_only_in_first": [task for task in chosen[0] if task not in common],
         "tasks_only_in_second": [task for task in chosen[1] if task not in common],
     }
-
-
-def _tasks_of(run: Run, system: str) -> list[str]:
-    """Return the tasks that a system has answered."""
-    found = [task for task, files in run.outputs.items() if system in files]
-    if not found:
-        systems = sorted({each for files in run.outputs.values() for each in files})
-        raise RunFolderError(f"{run.folder} has no answers of {system!r}; it has {', '.join(systems)}.")
-    return found
 
 
 def compare_answers(
@@ -106,45 +101,40 @@ def compare_answers(
         "other_reference": [one for one in both if one not in same],
         "metrics": {},
     }
-    if not same:
-        return entry
     matched = [joined_sessions([side[one] for one in same])[0] for side in sides]
     measured = [measure_answers(side, metrics, convention) for side in matched]
     for name, one in measured[0].items():
         other = measured[1][name]
         common, found = paired(one, other, samples, seed)
         counted = set(common)
-        compared = {
+        compared: dict[str, Any] = {
             **{"unit": one.unit, "signature": one.signature, "scored": len(common)},
             "scored_only_in_first": [each for each in one.ids if each not in counted],
             "scored_only_in_second": [each for each in other.ids if each not in counted],
             **dict.fromkeys(("first", "second", "difference", "low", "high", "p")),
         }
         if found is not None:
-            p, test = found.p, RANDOMISATION
+            compared |= asdict(found) | {"difference": found.value, "test": RANDOMISATION}
             if name == BLEU:
                 texts = [[each for each in side if each.id in counted] for side in matched]
-                p, test = paired_bleu_p(texts[0], texts[1], convention, samples)
-            compared |= {
-                **{"first": found.first, "second": found.second, "difference": found.value},
-                **{"low": found.low, "high": found.high, "p": p, "test": test},
-                "better": _better(name, found.value, p),
-            }
+                compared["p"], compared["test"] = paired_bleu_p(texts[0], texts[1], convention, samples)
+            del compared["value"]
+            is_clear = compared["p"] < SIGNIFICANCE and not np.isclose(found.value, 0.0)
+            better = "second" if (found.value < 0) == (name in LOWER_IS_BETTER) else "first"
+            compared["better"] = better if is_clear else None
         entry["metrics"][name] = compared
     return entry
 
 
-def _better(name: str, difference: float, p: float) -> str | None:
-    """Return which one is better, if that is not likely to be chance."""
-    if p >= SIGNIFICANCE or np.isclose(difference, 0.0):
-        return None
-    return "second" if (difference < 0) == (name in LOWER_IS_BETTER) else "first"
-
-
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """Return a comparison for people."""
-    lines = [f"first:  {_title(comparison['first'])}", f"second: {_title(comparison['second'])}", ""]
+    lines = []
+    for side in ("first", "second"):
+        compared = comparison[side]
+        model = f" ({compared['model']})" if compared["model"] else ""
+        lines.append(f"{side + ':':7} {compared['system']} of {compared['folder']}{model}")
     lines.append(
+        "\n"
         f"{'task':24} {'metric':22} {'first':>9} {'second':>9} {'difference':>11}  {'95% interval':22} {'p':>7}  better"
     )
     for task, entry in comparison["tasks"].items():
@@ -163,13 +153,9 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         named = [(key.replace("_", " "), ids) for key, ids in left_out.items() if ids]
         lines += [f"{task:24} left out, {reason}: {_listed(ids)}" for reason, ids in named]
     for side in ("first", "second"):
-        if comparison[f"tasks_only_in_{side}"]:
-            lines.append(f"tasks only in {side}: {', '.join(comparison[f'tasks_only_in_{side}'])}")
+        if only := comparison[f"tasks_only_in_{side}"]:
+            lines.append(f"tasks only in {side}: {', '.join(only)}")
     return "\n".join(lines)
-
-
-def _title(side: Mapping[str, Any]) -> str:
-    return f"{side['system']} of {side['folder']}" + (f" ({side['model']})" if side["model"] else "")
 
 
 def _listed(ids: Sequence[str]) -> str:

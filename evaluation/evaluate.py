@@ -33,30 +33,14 @@ from audiollm.command_line.option_parser import parser_of
 
 from .arguments import EvaluateArguments
 
-#: What the first word may be; without one it is `run`.
+#: First words besides `run`, which may be left out.
 SUBCOMMANDS = ("score", "report", "compare")
-#: How long processes wait for one that has more to do.
+#: Limit of the wait for a process that has more to do.
 PATIENCE = timedelta(days=7)
 
 
-def parse_arguments(arguments: Sequence[str] | None = None) -> EvaluateArguments:
-    """Return the options; ends with the usual message where they are wrong."""
-    usage = "[run] --model MODEL (--data_path DATA | --tasks TASK... --output_dir FOLDER) [options]"
-    parser = parser_of(EvaluateArguments, "evaluate", usage, __doc__)
-    try:
-        (options,) = parser.parse_args_into_dataclasses(arguments, look_for_args_file=False)
-    except ValueError as error:
-        parser.error(str(error))
-    return options
-
-
 def evaluate(options: EvaluateArguments) -> None:
-    """
-    Answer, judge and score what the options ask for, and print the scores.
-
-    Raises:
-        ValueError, OSError: something cannot be done as asked.
-    """
+    """Answer, judge and score as the options ask, and print the scores."""
     from .judge import judge_run
     from .report import told_of_report
     from .run import answer_all, locked, prepare
@@ -92,7 +76,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given[:1] and given[0] in SUBCOMMANDS:
         importlib.import_module(f".{given[0]}", __package__).main(given[1:])
         return
-    options = parse_arguments(given[1:] if given[:1] == ["run"] else given)
+    usage = "[run] --model MODEL (--data_path DATA | --tasks TASK... --output_dir FOLDER) [options]"
+    parser = parser_of(EvaluateArguments, "evaluate", usage, __doc__)
+    try:
+        own = given[1:] if given[:1] == ["run"] else given
+        (options,) = parser.parse_args_into_dataclasses(own, look_for_args_file=False)
+    except ValueError as error:
+        parser.error(str(error))
     if options.list_tasks:
         from .tasks import task_table
 

@@ -41,30 +41,18 @@ class Reply:
 
 
 def failure(reason: object) -> Reply:
-    """Return no answer, and why."""
+    """Return a missing answer with its reason."""
     return Reply(None, ERROR, str(reason))
 
 
 def transcript_bound(seconds: float, language: str | None) -> int:
-    """
-    Return how many tokens a transcript or translation of so much speech may have.
-
-    Args:
-        language: of the text; None where it is not known.
-    """
+    """Return the bound in tokens on a transcript or translation, into a language if known, of so much speech."""
     rate = ENGLISH_TOKENS_PER_SECOND if language is not None and is_english(language) else OTHER_TOKENS_PER_SECOND
     return SPARE_TOKENS + int(seconds * rate)
 
 
 def swapped(recordings: Sequence[Any]) -> list[Any]:
-    """
-    Put another clip in every clip's place: the list turned by half its length, so that no clip keeps its own.
-
-    Raises:
-        ValueError: there are fewer than two clips.
-    """
-    if len(recordings) < 2:
-        raise ValueError("The wrong-audio control needs at least two clips to swap.")
+    """Return two recordings or more turned by half the list's length, so that none keeps its place."""
     half = len(recordings) // 2
     return [*recordings[half:], *recordings[:half]]
 
@@ -83,9 +71,6 @@ class Generator:
         model: an AudioLLM, or for conversations of text alone any causal language model.
         processor: the AudioLLM's.
         ctc_weight: for transcripts: n-best rescoring with CTC of this weight; see [`audiollm.inference.ctc_rescoring`].
-
-    Raises:
-        ValueError: there is a `ctc_weight`, and the model has no CTC to ask.
     """
 
     def __init__(self, model: Any, processor: Any, ctc_weight: float = 0.0):
@@ -106,15 +91,14 @@ class Generator:
             bounds: tokens that each answer may have; fewer where the context ends before.
         """
         rows: list[Prompt] = []
-        answers: list[Reply | None] = []
-        for conversation, heard, bound in zip(conversations, waveforms, bounds, strict=True):
+        failed: dict[int, Reply] = {}
+        for number, prompt in enumerate(zip(conversations, waveforms, bounds, strict=True)):
             try:
-                rows.append(self._prompt(conversation, heard, bound))
-                answers.append(None)
+                rows.append(self._prompt(*prompt))
             except ValueError as error:
-                answers.append(failure(error))
+                failed[number] = failure(error)
         generated = iter(in_halves(self._generate, rows, failure))
-        return [next(generated) if answer is None else answer for answer in answers]
+        return [failed.get(number) or next(generated) for number in range(len(conversations))]
 
     def _prompt(self, conversation: Conversation, heard: Sequence[Any], bound: int) -> Prompt:
         """Return a conversation's ids, its waveforms, and the bound on its answer, for which there must be room."""
@@ -158,10 +142,9 @@ def in_halves(
     run: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], give_up: Callable[[str], Result]
 ) -> list[Result]:
     """
-    Return what `run` makes of all rows, or, when that takes more memory than there is, of each half, and so on.
+    Return the results of `run` for all rows, or, if the memory does not suffice, for each half, and so on.
 
-    Args:
-        give_up: what stands for a row that does not even fit alone, given the reason.
+    A row that does not fit alone has the result of `give_up` for the reason.
     """
     if not rows:
         return []

@@ -1,9 +1,8 @@
 """
 Judge answers: a language model behind an OpenAI-compatible endpoint marks them, and every mark is written down as it comes.
 
-The endpoint's own client sends requests again when it is busy (as long as it says under Retry-After, up to a minute, else
-longer each time), and gives up after so many. What it gives up on, and replies that no mark can be read from, are counted, kept
-with the reason, and asked again when the command is given again.
+The endpoint's client sends requests again when it is busy, and gives up after so many. What it gives up on, and replies that
+no mark can be read from, are counted, kept with the reason, and asked again when the command is given again.
 """
 
 import os
@@ -22,36 +21,34 @@ from audiollm.command_line.files import Journal, write_json
 from tqdm.auto import tqdm
 
 from .arguments import JudgeArguments
-from .outputs import JUDGEMENTS, OUTPUTS, RunFolderError, read_object, read_rows, read_run, write_rows
+from .outputs import JUDGEMENTS, RunFolderError, finished_outputs, read_object, read_rows, read_run, write_rows
 from .word_error import optional_library
 
 JUDGE_FILE = "judge.json"
 #: Noted of a judge that takes no temperature.
 MODELS_OWN = "the model's own"
-#: What an error begins with, by what has failed.
+#: Beginnings of errors.
 REQUEST, REPLY = "request", "reply"
 PROMPTS_FILE = Path(__file__).parent / "judge_prompts.yaml"
 REFERENCE_FIRST, ANSWER_FIRST, ANSWER_ONLY = "reference_first", "answer_first", "answer_only"
 #: Requests at a time; how often one is sent again when the endpoint is busy or fails; and seconds that a reply may take.
 CONCURRENCY, RETRIES, TIMEOUT_S = 4, 8, 600.0
-#: Tokens that a reply may have; models that think aloud take more than a number does.
-MAX_REPLY_TOKENS = 1024
-#: The same for models that OpenAI calls reasoning: what they think is counted.
-MAX_REASONING_TOKENS = 8192
+#: Tokens that a reply may have, also of models that think aloud; and of reasoning models, whose thoughts are counted.
+MAX_REPLY_TOKENS, MAX_REASONING_TOKENS = 1024, 8192
 #: The host that gets the usual variable's key without being asked to.
 OPENAI_HOST = "https://api.openai.com/"
 OPENAI_VARIABLE = "OPENAI_API_KEY"
-#: What is sent where an endpoint needs no key.
+#: Sent to an endpoint that needs no key.
 NO_KEY = "none"
 NUMBER = r"(\d+(?:\.\d+)?)"
-#: How replies are read, by what a rubric says under `reads`.
+#: Patterns of replies, by the field `reads` of a rubric.
 REPLIES = {
     "two_scores": re.compile(rf"^\W*{NUMBER}(?:\s*[,;/|]\s*|\s+){NUMBER}\W*$"),
     "one_score": re.compile(rf"^[^\d.]*{NUMBER}[^\d]*$"),
     "yes_no": re.compile(r"^\W*(yes|no)\b", re.IGNORECASE),
 }
 YES_NO = {"yes": "1", "no": "0"}
-#: What an endpoint names that refuses an option for its model.
+#: Named by an endpoint that refuses an option for its model.
 REFUSED_OPTION = re.compile(r"max_tokens|max_completion_tokens|temperature")
 
 
@@ -76,27 +73,19 @@ class Rubric:
     temperature: float
 
     def prompt(self, order: str, row: Mapping[str, Any]) -> str:
-        """Return what the judge is sent about one row of outputs."""
+        """Return the prompt of the judge about one row of outputs."""
         extra = row["extra"]
         reference, answer = "\n".join(row["references"]), row["output"]
         first, second = (answer, reference) if order == ANSWER_FIRST else (reference, answer)
         shown = {
             "question": extra.get("question") or extra.get("transcript") or row["prompt"],
             "description": extra.get("meta_info", ""),
-            "reference": reference,
-            "answer": answer,
-            "first": first,
-            "second": second,
+            **{"reference": reference, "answer": answer, "first": first, "second": second},
         }
         return self.text.format_map(shown).strip()
 
     def read(self, reply: str, order: str) -> dict[str, float]:
-        """
-        Return the marks of a reply, `answer` and, where both are marked, `reference`.
-
-        Raises:
-            UnreadableReplyError: it has none, or some beyond the scale.
-        """
+        """Return the marks of a reply, `answer` and, where both are marked, `reference`, or raise UnreadableReplyError."""
         lines = reply.splitlines() if self.reads == "two_scores" else [reply]
         found = next(filter(None, (REPLIES[self.reads].match(line.strip()) for line in lines)), None)
         marks = [float(YES_NO.get(mark.lower(), mark)) for mark in found.groups()] if found else []
@@ -115,66 +104,43 @@ def known_rubrics() -> dict[str, Rubric]:
 
 
 class Judge:
-    """
-    Sends prompts to one model of one endpoint.
-
-    Args:
-        options: which, and where.
-
-    Attributes:
-        takes_temperature: False once the endpoint has refused `max_tokens` with a temperature and taken
-            `max_completion_tokens` without, as OpenAI's reasoning models do.
-
-    Raises:
-        ImportError: the client is not installed.
-        JudgeError: the environment has no key.
-    """
+    """Sends prompts to one model of one endpoint; JudgeError is raised if the environment has no key."""
 
     def __init__(self, options: JudgeArguments):
         self._openai = optional_library("openai", "judge")
         self.model = options.judge_model
+        #: False once the endpoint has refused `max_tokens` with a temperature and taken `max_completion_tokens`
+        #: without, as OpenAI's reasoning models do.
         self.takes_temperature = True
         self._key = _key(options)
-        self._client = self._openai.OpenAI(
-            base_url=options.judge_url,
-            api_key=self._key or NO_KEY,
-            max_retries=RETRIES,
-            timeout=TIMEOUT_S,
-        )
+        known = {"max_retries": RETRIES, "timeout": TIMEOUT_S}
+        self._client = self._openai.OpenAI(base_url=options.judge_url, api_key=self._key or NO_KEY, **known)
 
     def reply(self, prompt: str, temperature: float) -> str:
         """
-        Return what the judge says to a prompt.
+        Return the judge's reply to a prompt.
 
         Raises:
-            JudgeError: it says so to every prompt: the key is refused, or there is no such model.
+            JudgeError: every prompt would be refused: the key is, or there is no such model.
             RuntimeError: this request has failed; the message says why.
         """
         openai = self._openai
         try:
-            completion = self._complete(prompt, temperature)
+            content = self._complete(prompt, temperature).choices[0].message.content
         except (openai.AuthenticationError, openai.PermissionDeniedError, openai.NotFoundError) as error:
             raise JudgeError(f"The judge refuses: {self.scrubbed(error)}") from error
         except openai.OpenAIError as error:
             raise RuntimeError(self.scrubbed(error)) from error
-        except ValueError as error:  # a body that is no JSON
-            raise RuntimeError(f"the endpoint's answer cannot be read: {self.scrubbed(error)}") from error
-        try:
-            content = completion.choices[0].message.content
-        except (AttributeError, IndexError, TypeError) as error:
-            raise RuntimeError("the endpoint's answer is no chat completion") from error
+        except (ValueError, AttributeError, IndexError, TypeError) as error:  # no JSON, or other JSON
+            raise RuntimeError(f"the endpoint's answer is no chat completion: {self.scrubbed(error)}") from error
         return self.scrubbed(content or "")
 
     def _complete(self, prompt: str, temperature: float) -> Any:
-        usual: dict[str, Any] = {"max_tokens": MAX_REPLY_TOKENS, "temperature": temperature}
-        ask = partial(
-            self._client.chat.completions.create,
-            model=self.model,
-            messages=[{"role": "user", "content": prompt}],
-        )
+        messages = [{"role": "user", "content": prompt}]
+        ask = partial(self._client.chat.completions.create, model=self.model, messages=messages)
         if self.takes_temperature:
             try:
-                return ask(**usual)
+                return ask(max_tokens=MAX_REPLY_TOKENS, temperature=temperature)
             except self._openai.BadRequestError as error:
                 if not REFUSED_OPTION.search(str(error)):
                     raise
@@ -199,9 +165,6 @@ def _key(options: JudgeArguments) -> str | None:
     return key
 
 
-# ------------------------------------------------------------------------------------------------ a run
-
-
 def judge_run(folder: Path, tasks: Sequence[str], options: JudgeArguments) -> None:
     """
     Mark the answers of a run's tasks that have no mark yet; tasks without a judge are passed over.
@@ -211,39 +174,31 @@ def judge_run(folder: Path, tasks: Sequence[str], options: JudgeArguments) -> No
         RunFolderError: the folder has marks of another judge.
     """
     recorded = read_run(folder)["tasks"]
-    names = {name: recorded[name]["source"].get("judge") for name in tasks if name in recorded}
-    waiting = {name: rubric for name, rubric in names.items() if rubric}
+    waiting = {name: recorded[name]["source"]["judge"] for name in tasks if recorded[name]["source"].get("judge")}
     if not waiting:
         return
     if options.judge_model is None:
         print(f"Answers to {', '.join(waiting)} have no marks: give --judge_model, and the same command again.")
         return
-    chosen = {name: known_rubrics()[rubric] for name, rubric in waiting.items()}
-    judge = Judge(options)
-    _check_settings(folder, options, {waiting[name]: rubric for name, rubric in chosen.items()})
+    judge, rubrics = Judge(options), known_rubrics()
     settings = folder / JUDGEMENTS / JUDGE_FILE
-    for name, rubric in chosen.items():
-        for path in sorted((folder / OUTPUTS / name).glob("*.jsonl")):
-            if not path.name.endswith(".partial.jsonl"):
-                judge_outputs(path, folder / JUDGEMENTS / name / path.name, rubric, judge)
-    if not judge.takes_temperature:
-        write_json(settings, {**read_object(settings), "temperature": MODELS_OWN})
-
-
-def _check_settings(folder: Path, options: JudgeArguments, rubrics: Mapping[str, Rubric]) -> None:
-    """Write down who judges and how, or refuse another judge than the one that is written down."""
-    path = folder / JUDGEMENTS / JUDGE_FILE
-    before = read_object(path) if path.is_file() else {}
+    before = read_object(settings) if settings.is_file() else {}
     now: dict[str, Any] = {"model": options.judge_model, "url": options.judge_url}
-    for name, rubric in rubrics.items():
+    for name in waiting.values():
+        rubric = rubrics[name]
         now[name] = {"prompt": rubric.text, "temperature": rubric.temperature, "samples": rubric.samples}
-    differing = [name for name in now if name in before and before[name] != now[name]]
+    differing = [name for name in now if before.get(name, now[name]) != now[name]]
     if differing:
         told = "; ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing)
         raise RunFolderError(
-            f"{path.parent} holds the marks of another judge: {told}. Give what was given then, or move that folder away."
+            f"{settings.parent} holds the marks of another judge: {told}. Give what was given then, or move it away."
         )
-    write_json(path, {**before, **now})
+    write_json(settings, {**before, **now})
+    for name, rubric in waiting.items():
+        for path in finished_outputs(folder, name).values():
+            judge_outputs(path, folder / JUDGEMENTS / name / path.name, rubrics[rubric], judge)
+    if not judge.takes_temperature:
+        write_json(settings, {**read_object(settings), "temperature": MODELS_OWN})
 
 
 def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge) -> None:
@@ -256,29 +211,29 @@ def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge) -
         for sample in range(rubric.samples)
     ]
     kept = {_identity(row): row for row in read_rows(verdicts)}
-    done = {key for key, row in kept.items() if row["scores"] is not None}
-    new = [one for one in asked if _identity(one) not in done or kept[_identity(one)]["prompt"] != one["prompt"]]
-    if new:
-        title = f"Judging {outputs.parent.name}: {outputs.stem}"
-        failed: Counter[str] = Counter()
-        with tqdm(total=len(new), desc=title, unit="mark") as bar, ThreadPoolExecutor(CONCURRENCY) as pool:
-            futures = [pool.submit(_verdict, one, rubric, judge) for one in new]
-            try:
-                for future in as_completed(futures):
-                    verdict = future.result()
-                    kept[_identity(verdict)] = verdict
-                    Journal(verdicts).append([verdict])
-                    if verdict["error"]:
-                        failed[verdict["error"].partition(":")[0]] += 1
-                    bar.update()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
-        if failed:
-            print(
-                f"{title}: {failed[REQUEST]} requests failed and {failed[REPLY]} replies could not be read; given "
-                "again, the same command asks them again.",
-                file=sys.stderr,
-            )
+    done = {(key, row["prompt"]) for key, row in kept.items() if row["scores"] is not None}
+    new = [one for one in asked if (_identity(one), one["prompt"]) not in done]
+    title = f"Judging {outputs.parent.name}: {outputs.stem}"
+    failed: Counter[str] = Counter()
+    bar = tqdm(total=len(new), desc=title, unit="mark", disable=not new)
+    with bar, ThreadPoolExecutor(CONCURRENCY) as pool:
+        futures = [pool.submit(_verdict, one, rubric, judge) for one in new]
+        try:
+            for future in as_completed(futures):
+                verdict = future.result()
+                kept[_identity(verdict)] = verdict
+                Journal(verdicts).append([verdict])
+                if verdict["error"]:
+                    failed[verdict["error"].partition(":")[0]] += 1
+                bar.update()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+    if failed:
+        print(
+            f"{title}: {failed[REQUEST]} requests failed and {failed[REPLY]} replies could not be read; given again, "
+            "the same command asks them again.",
+            file=sys.stderr,
+        )
     write_rows(verdicts, [kept[_identity(one)] for one in asked if _identity(one) in kept])
 
 
@@ -295,5 +250,5 @@ def _verdict(asked: Mapping[str, Any], rubric: Rubric, judge: Judge) -> dict[str
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[str, str, int]:
-    """Return what tells a request from others about the same answers: item, order, and which sample."""
+    """Return the key of a request among others about the same answers: item, order, and number of the sample."""
     return (row["id"], row["order"], row["sample"])

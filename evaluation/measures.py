@@ -1,8 +1,7 @@
 """
-Measures: answers in, figures that add up over items out, and what each item adds to them.
+Measures of answers: figures that add up over items, and the share of each item.
 
-Errors and accuracies are fractions; BLEU is in sacreBLEU's points. To measure texts
-of your own, without a run:
+Errors and accuracies are fractions; BLEU is in sacreBLEU's points. To measure texts of your own, without a run:
 
     measure("bleu", ["The cat sat."], [["The cat sat."]], Convention(language="en")).value
 """
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import metadata
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -29,19 +29,19 @@ class Answer:
     """Answer of a system to one item."""
 
     id: str  # the item's, or that of a session whose chunks were put together
-    text: str  # what was said; empty where nothing was, or the system failed
+    text: str  # empty where nothing was said, or the system failed
     references: Sequence[str] = ()  # the item's
     extra: Mapping[str, Any] = field(default_factory=dict)  # the item's
     duration_s: float = 0.0  # of all recordings
     seconds: float = 0.0  # that the answer took
     finish: str = "stop"  # stop, length, repeated or error
-    error: str | None = None  # what failed
+    error: str | None = None
     verdicts: Sequence[Mapping[str, Any]] = ()  # the judge's, as they are in the folder
 
     @property
     def reference(self) -> str:
         """The first right answer; empty where there is none."""
-        return next(iter(self.references), None) or ""
+        return next(iter(self.references), "")
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Measured:
     """One figure of a set of answers."""
 
     statistics: np.ndarray  # `(scored, columns)`, which add up, of the answers that count
-    ids: Sequence[str]  # whose they are, row by row
+    ids: Sequence[str]  # of those answers
     unit: str  # fraction (0 to 1; word error may exceed it), points (a scale of its own) or ratio
-    signature: str  # what was counted, in one line, and by which library
+    signature: str  # the way of counting, in one line, with the library
     pooled: Pooled = ratio  # makes the figure of their sums
-    items: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what to write of an answer, by its id
-    dropped: Mapping[str, int] = field(default_factory=dict)  # how many answers do not count, by reason
+    items: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # facts about single answers, by id
+    dropped: Mapping[str, int] = field(default_factory=dict)  # answers that do not count, by reason
 
     @property
     def value(self) -> float:
@@ -98,21 +98,15 @@ def paired(first: Measured, second: Measured, samples: int, seed: int) -> tuple[
     return both, paired_test(rows[0], rows[1], first.pooled, samples, seed)
 
 
-def _pairs(rows: Iterable[tuple[float, float]]) -> np.ndarray:
-    return np.array(list(rows), dtype=np.float64).reshape(-1, 2)
+def _pairs(rows: Iterable[Iterable[float]]) -> np.ndarray:
+    return np.array([list(row) for row in rows], dtype=np.float64).reshape(-1, 2)
 
 
-def _mean(
-    scores: Mapping[str, float],
-    unit: str,
-    signature: str,
-    items: Mapping[str, Mapping[str, Any]] | None = None,
-    dropped: Mapping[str, int] | None = None,
-) -> Measured:
-    """Return a figure that is the mean of `scores`, by the answer's id."""
-    written = {one: {"score": score} for one, score in scores.items()} if items is None else items
+def _mean(scores: Mapping[str, float], unit: str, signature: str, **fields: Any) -> Measured:
+    """Return a figure that is the mean of `scores`, by the answer's id; `fields` are those of [`Measured`]."""
     values = np.array(list(scores.values()), dtype=np.float64)
-    return Measured(means(values), list(scores), unit, signature, items=written, dropped=dropped or {})
+    fields = {"items": {one: {"score": score} for one, score in scores.items()}, **fields}
+    return Measured(means(values), list(scores), unit, signature, **fields)
 
 
 def _with_references(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, list[str]]], dict[str, int]]:
@@ -122,47 +116,27 @@ def _with_references(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, list
     return kept, {EMPTY_REFERENCE: len(answers) - len(kept)}
 
 
-# ------------------------------------------------------------------------------------------------ words and characters
-
-
-def word_error(answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus word error."""
-    return _text_error(answers, by.normaliser, WORDS)
-
-
-def plain_word_error(answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus word error of texts as they are written: capitals and punctuation count."""
-    return replace(_text_error(answers, "none", WORDS), items={})
-
-
-def character_error(answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus character error, aligned by jiwer."""
-    return _text_error(answers, by.normaliser, CHARACTERS)
-
-
-def _text_error(answers: Sequence[Answer], normaliser: str, unit: str) -> Measured:
-    texts = [answer.reference for answer in answers], [answer.text for answer in answers]
-    errors = word_errors(*texts, normaliser, unit)
+def text_error(unit: str, answers: Sequence[Answer], by: Convention) -> Measured:
+    """Corpus word or character error."""
+    errors = word_errors([each.reference for each in answers], [each.text for each in answers], by.normaliser, unit)
     scored = {answer.id: found for answer, found in zip(answers, errors) if found.skipped is None}
     prefix = "" if unit == WORDS else "character_"
     items = {
         one: {
-            "normalised_reference": found.reference,
-            "normalised_output": found.hypothesis,
-            f"{prefix}errors": found.errors,
-            unit: found.length,
-            f"{prefix}substitutions": found.substitutions,
-            f"{prefix}deletions": found.deletions,
-            f"{prefix}insertions": found.insertions,
+            **{"normalised_reference": found.reference, "normalised_output": found.hypothesis, unit: found.length},
+            **{prefix + kind: getattr(found, kind) for kind in ("errors", "substitutions", "deletions", "insertions")},
         }
         for one, found in scored.items()
     }
     dropped = Counter(found.skipped for found in errors if found.skipped is not None)
     statistics = _pairs((found.errors, found.length) for found in scored.values())
-    return Measured(statistics, list(scored), FRACTION, convention(unit, normaliser), items=items, dropped=dropped)
+    return Measured(statistics, list(scored), FRACTION, convention(unit, by.normaliser), items=items, dropped=dropped)
 
 
-# ---------------------------------------------------------------------------------------------------------- translations
+def plain_word_error(answers: Sequence[Answer], by: Convention) -> Measured:
+    """Corpus word error of texts as they are written: capitals and punctuation count."""
+    return replace(text_error(WORDS, answers, Convention("none")), items={})
+
 
 BLEU_NGRAMS = 4
 #: sacreBLEU's tokenizer by code of the language that is translated into; 13a otherwise.
@@ -173,16 +147,9 @@ def bleu_metric(by: Convention, **options: Any) -> Any:
     """Return sacreBLEU's metric as its command line sets it up; `options` are its own."""
     BLEU = optional_library("sacrebleu.metrics", EXTRA).BLEU
     chosen = BLEU_TOKENIZERS.get(language_of(by.language), "13a")
-    if chosen == "ja-mecab":
-        optional_library("MeCab", EXTRA)
-        optional_library("ipadic", EXTRA)
+    for library in ("MeCab", "ipadic") if chosen == "ja-mecab" else ():
+        optional_library(library, EXTRA)
     return BLEU(tokenize=chosen, **options)
-
-
-def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
-    """Return references as sacreBLEU takes them: the first of every sentence, the second of every one, ..."""
-    most = max(map(len, references))
-    return [[one[k] if k < len(one) else None for one in references] for k in range(most)]
 
 
 def bleu(answers: Sequence[Answer], by: Convention) -> Measured:
@@ -195,20 +162,15 @@ def bleu(answers: Sequence[Answer], by: Convention) -> Measured:
         rows.append([*found.counts, *found.totals, found.sys_len, found.ref_len])
         items[answer.id] = {"score": found.score}
     if kept:
-        metric.corpus_score([answer.text for answer, _ in kept], _streams([texts for _, texts in kept]))
+        metric.corpus_score([answer.text for answer, _ in kept], list(zip_longest(*(texts for _, texts in kept))))
         signature = str(metric.get_signature())
     statistics = np.array(rows, dtype=np.float64).reshape(-1, 2 * BLEU_NGRAMS + 2)
-    return Measured(
-        statistics, [each.id for each, _ in kept], POINTS, signature, bleu_of_sums, items=items, dropped=dropped
-    )
+    ids = [answer.id for answer, _ in kept]
+    return Measured(statistics, ids, POINTS, signature, bleu_of_sums, items=items, dropped=dropped)
 
 
 def bleu_of_sums(sums: np.ndarray) -> np.ndarray:
-    """
-    Return BLEU in points `(...)` of summed counts `(..., 10)`: right n-grams, n-grams, length and reference length.
-
-    Computed by sacreBLEU's own function, with the smoothing of its command line.
-    """
+    """Return sacreBLEU's BLEU `(...)` of summed counts `(..., 10)`: right n-grams, n-grams, length, reference length."""
     compute = optional_library("sacrebleu.metrics", EXTRA).BLEU.compute_bleu
     counts = np.rint(np.asarray(sums, dtype=np.float64)).astype(int).reshape(-1, 2 * BLEU_NGRAMS + 2).tolist()
     n = BLEU_NGRAMS
@@ -225,13 +187,11 @@ def paired_bleu_p(
     Its draws are seeded by sacreBLEU itself: 12345, or what the environment variable SACREBLEU_SEED says.
     """
     test = optional_library("sacrebleu.significance", EXTRA).PairedTest
-    references = _streams([[text for text in each.references if text.strip()] for each in first])
+    references = list(zip_longest(*([text for text in each.references if text.strip()] for each in first)))
     named = [("first", [each.text for each in first]), ("second", [each.text for each in second])]
     signatures, scores = test(named, {"BLEU": bleu_metric(by)}, references, test_type="ar", n_samples=samples)()
     return float(scores["BLEU"][1].p_value), f"sacreBLEU's paired approximate randomisation, {signatures['BLEU']}"
 
-
-# ------------------------------------------------------------------------------------------------------------- summaries
 
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
@@ -245,8 +205,6 @@ def rouge(rouge_type: str, answers: Sequence[Answer], by: Convention) -> Measure
     return _mean(scores, FRACTION, signature, dropped=dropped)
 
 
-# --------------------------------------------------------------------------------------------------------------- choices
-
 LETTERS = "ABCD"
 
 
@@ -257,11 +215,7 @@ def air_bench_letter(text: str) -> str | None:
     A letter from A to D counts where it is the first character, or else the last but one ("The answer is A.").
     """
     answer = text.strip().replace("\n", "")
-    if not answer or answer == "None":
-        return None
-    if answer[0] in LETTERS:
-        return answer[0]
-    return answer[-2] if len(answer) > 1 and answer[-2] in LETTERS else None
+    return next((letter for letter in (answer[:1], answer[-2:-1]) if letter and letter in LETTERS), None)
 
 
 def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> Measured:
@@ -270,34 +224,26 @@ def choice_accuracy(strict: bool, answers: Sequence[Answer], by: Convention) -> 
     read = [(answer, air_bench_letter(answer.text)) for answer in kept]
     scored = [(answer, letter) for answer, letter in read if strict or letter is not None]
     right = {answer.id: letter == answer.reference.strip().strip("().").upper() for answer, letter in scored}
-    return _mean(
-        {one: float(each) for one, each in right.items()},
-        FRACTION,
-        f"parsing:air_bench|unparsable:{'wrong' if strict else 'left out'}",
-        items={answer.id: {"chosen": letter, "right": right[answer.id]} for answer, letter in scored},
-        dropped={EMPTY_REFERENCE: len(answers) - len(kept), "unparsable": len(kept) - len(scored)},
-    )
+    items = {answer.id: {"chosen": letter, "right": right[answer.id]} for answer, letter in scored}
+    dropped = {EMPTY_REFERENCE: len(answers) - len(kept), "unparsable": len(kept) - len(scored)}
+    signature = f"parsing:air_bench|unparsable:{'wrong' if strict else 'left out'}"
+    return _mean(right, FRACTION, signature, items=items, dropped=dropped)
 
-
-# ------------------------------------------------------------------------------------- marks, silence, retention of text
 
 #: Of an item's `extra`, as the retention system measures it.
 TOKENS, NEGATIVE_LOG_LIKELIHOOD, SAME_LOGITS = "tokens", "negative_log_likelihood", "same_logits_as_base"
 
 
 def judge_score(answers: Sequence[Answer], by: Convention) -> Measured:
-    """
-    Mean over answers of the mean of their verdicts' marks: over both orders, or all samples.
-
-    Answers without a mark do not count; they and the verdicts that failed are counted.
-    """
-    marks = {
-        answer.id: [(verdict.get("scores") or {}).get("answer") for verdict in answer.verdicts] for answer in answers
-    }
-    given = {one: [mark for mark in each if mark is not None] for one, each in marks.items()}
-    scores = {one: float(np.mean(each)) for one, each in given.items() if each}
-    failed = sum(map(len, marks.values())) - sum(map(len, given.values()))
-    orders = sorted({str(verdict.get("order")) for answer in answers for verdict in answer.verdicts})
+    """Mean over answers of the mean of their verdicts' marks; answers without a mark and failed verdicts are counted."""
+    verdicts = [(answer.id, verdict) for answer in answers for verdict in answer.verdicts]
+    marks: dict[str, list[float]] = {}
+    for one, verdict in verdicts:
+        if verdict["scores"] is not None:
+            marks.setdefault(one, []).append(verdict["scores"]["answer"])
+    scores = {one: float(np.mean(each)) for one, each in marks.items()}
+    failed = len(verdicts) - sum(map(len, marks.values()))
+    orders = sorted({verdict["order"] for _, verdict in verdicts})
     signature = f"mean of verdicts|orders:{'+'.join(orders) or 'none'}"
     dropped = {"unjudged": len(answers) - len(scores), "judge_failures": failed}
     return _mean(scores, POINTS, signature, dropped=dropped)
@@ -306,39 +252,31 @@ def judge_score(answers: Sequence[Answer], by: Convention) -> Measured:
 def no_speech_rate(answers: Sequence[Answer], by: Convention) -> Measured:
     """Share of clips without speech in which some is heard: transcripts with a letter or digit in them."""
     heard = {answer.id: has_words(answer.text, "basic") for answer in answers}
-    return _mean(
-        {one: float(each) for one, each in heard.items()},
-        FRACTION,
-        "transcripts with a letter or digit",
-        items={one: {"heard_speech": each, "score": float(each)} for one, each in heard.items()},
-    )
+    items = {one: {"heard_speech": each, "score": float(each)} for one, each in heard.items()}
+    return _mean(heard, FRACTION, "transcripts with a letter or digit", items=items)
 
 
 def bitwise_equal(answers: Sequence[Answer], by: Convention) -> Measured:
     """Share of texts whose logits are the base model's in every bit."""
     same = {answer.id: answer.extra[SAME_LOGITS] for answer in answers if answer.extra.get(SAME_LOGITS) is not None}
-    return _mean(
-        {one: float(each) for one, each in same.items()},
-        FRACTION,
-        "torch.equal of logits",
-        items={one: {SAME_LOGITS: each} for one, each in same.items()},
-        dropped={"not_compared": len(answers) - len(same)},
+    items, dropped = (
+        {one: {SAME_LOGITS: each} for one, each in same.items()},
+        {"not_compared": len(answers) - len(same)},
     )
+    return _mean(same, FRACTION, "torch.equal of logits", items=items, dropped=dropped)
 
 
 def perplexity(answers: Sequence[Answer], by: Convention) -> Measured:
     """Perplexity per token over all texts: exp of the summed negative log likelihood (nats) over the tokens scored."""
-    measured = [answer for answer in answers if answer.extra.get(NEGATIVE_LOG_LIKELIHOOD) is not None]
-    rows = [(float(answer.extra[NEGATIVE_LOG_LIKELIHOOD]), float(answer.extra[TOKENS])) for answer in measured]
-    return Measured(
-        statistics=_pairs(rows),
-        ids=[answer.id for answer in measured],
-        unit=RATIO,
-        signature="per token, all texts pooled",
-        pooled=perplexity_of_sums,
-        items={answer.id: {NEGATIVE_LOG_LIKELIHOOD: row[0], TOKENS: row[1]} for answer, row in zip(measured, rows)},
-        dropped={"not_measured": len(answers) - len(measured)},
-    )
+    fields = (NEGATIVE_LOG_LIKELIHOOD, TOKENS)
+    items = {
+        answer.id: {name: float(answer.extra[name]) for name in fields}
+        for answer in answers
+        if answer.extra.get(NEGATIVE_LOG_LIKELIHOOD) is not None
+    }
+    statistics, dropped = _pairs(each.values() for each in items.values()), {"not_measured": len(answers) - len(items)}
+    signature = "per token, all texts pooled"
+    return Measured(statistics, list(items), RATIO, signature, perplexity_of_sums, items=items, dropped=dropped)
 
 
 def perplexity_of_sums(sums: np.ndarray) -> np.ndarray:
@@ -347,14 +285,12 @@ def perplexity_of_sums(sums: np.ndarray) -> np.ndarray:
         return np.where(sums[..., 1] > 0, np.exp(sums[..., 0] / sums[..., 1]), np.nan)
 
 
-# ---------------------------------------------------------------------------------------------------------------- by name
-
 Score = Callable[[Sequence[Answer], Convention], Measured]
 #: Every measure by its name.
 MEASURES: dict[str, Score] = {
-    "word_error": word_error,
+    "word_error": partial(text_error, WORDS),
     "plain_word_error": plain_word_error,
-    "character_error": character_error,
+    "character_error": partial(text_error, CHARACTERS),
     "bleu": bleu,
     **{name: partial(rouge, name) for name in ROUGE_TYPES},
     "choice_accuracy": partial(choice_accuracy, False),
@@ -366,7 +302,7 @@ MEASURES: dict[str, Score] = {
 }
 #: Of these, less is better.
 LOWER_IS_BETTER = ("word_error", "plain_word_error", "character_error", "no_speech_rate", "perplexity")
-#: What a task's metric stands for, where it is not one measure of that name: the first is the one to look at.
+#: Measures of a task's metric, if it is not one measure of that name: the first is the one to look at.
 ALIASES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("word_error", "wer"), ("word_error", "plain_word_error")),
     "cer": ("character_error",),
@@ -379,10 +315,10 @@ ALIASES: dict[str, tuple[str, ...]] = {
 def measures_of(metrics: Iterable[str]) -> dict[str, Score]:
     """Return the measures that a task's metrics stand for, by name, each once, in order."""
     names = [name for metric in metrics for name in ALIASES.get(metric, (metric,))]
-    unknown = [name for name in names if name not in MEASURES]
-    if unknown:
-        known = ", ".join(sorted({*MEASURES, *ALIASES}))
-        raise ValueError(f"There is no metric {unknown[0]!r}; expected some of {known}.")
+    for name in names:
+        if name not in MEASURES:
+            known = ", ".join(sorted({*MEASURES, *ALIASES}))
+            raise ValueError(f"There is no metric {name!r}; expected some of {known}.")
     return {name: MEASURES[name] for name in names}
 
 
@@ -394,8 +330,8 @@ def measure(
 
     Args:
         metric: a name of `MEASURES` or `ALIASES`, of which the first counts.
-        predictions: what was said or written. references: one right answer of each, or several.
-        by: how they are compared; English unless it says otherwise.
+        predictions: texts. references: one right text of each, or several.
+        by: rules for comparing them; English by default.
 
     Raises:
         ValueError: they differ in number, or there is no such metric.

@@ -18,8 +18,6 @@ CONTEXT_WORDS = 5
 MAX_WORDS_SHOWN, MAX_CHARACTERS_SHOWN = 400, 600
 #: Mistakes of each kind that are shown, the most frequent ones.
 CONFUSIONS_SHOWN = 10
-
-
 #: A word beside what became of it: `kind`; `said`, of the reference, empty for an insertion, and of a gap how much is
 #: left out; `written`, of the output, empty for a deletion and a gap.
 Pair = dict[str, str]
@@ -31,20 +29,17 @@ def _pair(kind: str, said: str = "", written: str = "") -> Pair:
 
 def aligned(reference: str, output: str, by_character: bool = False) -> list[Pair]:
     """Return jiwer's alignment of two normalised texts, a pair for each word, or for each run of like characters."""
-    if not reference.strip():
-        return [_pair(INSERTION, written=word) for word in output.split()]
     process = jiwer.process_characters if by_character else jiwer.process_words
     result: Any = process([reference], [output])
-    said, written = result.references[0], result.hypotheses[0]
     pairs: list[Pair] = []
     for chunk in result.alignments[0]:
-        own = said[chunk.ref_start_idx : chunk.ref_end_idx]
-        other = written[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        said = result.references[0][chunk.ref_start_idx : chunk.ref_end_idx]
+        written = result.hypotheses[0][chunk.hyp_start_idx : chunk.hyp_end_idx]
         kind = {"substitute": SUBSTITUTION, "delete": DELETION, "insert": INSERTION}.get(chunk.type, EQUAL)
         if by_character:
-            pairs.append(_pair(kind, "".join(own), "".join(other)))
+            pairs.append(_pair(kind, "".join(said), "".join(written)))
         else:
-            pairs += [_pair(kind, one, two) for one, two in zip_longest(own, other, fillvalue="")]
+            pairs += [_pair(kind, one, two) for one, two in zip_longest(said, written, fillvalue="")]
     return pairs
 
 
@@ -63,7 +58,7 @@ def shortened(pairs: Sequence[Pair], limit: int = MAX_WORDS_SHOWN) -> list[Pair]
 
 
 def confusions(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
-    """Return how often which word became which, by kind of mistake, the most frequent first."""
+    """Return counts of the words that became others, by kind of mistake, the most frequent first."""
     wrong = [row for row in rows if row.get("errors")]
     pairs = [pair for row in wrong for pair in aligned(row["normalised_reference"], row["normalised_output"])]
     found = {}
@@ -76,48 +71,38 @@ def confusions(rows: Sequence[Row]) -> dict[str, list[dict[str, Any]]]:
 
 def worst_rows(rows: Sequence[Row], metric: str, count: int) -> tuple[str, list[Row]]:
     """Return the items that cost a figure most, worst first, none that are right; and by what they are chosen."""
-    scored = [row for row in rows if row.get("scored", True)]
+    told, wrong = "", []
     if metric in SPELLED:
         prefix, length = SPELLED[metric]
-        errors = prefix + "errors"
-        wrong = [row for row in scored if row.get(errors)]
-        wrong.sort(key=lambda row: (-row[errors], -row[errors] / max(row.get(length) or 0, 1)))
-        return f"most wrong {length} first", wrong[:count]
-    if metric == "choice_accuracy":
+        told, errors = f"most wrong {length} first", prefix + "errors"
+        wrong = [row for row in rows if row.get(errors)]
+        wrong.sort(key=lambda row: (-row[errors], -row[errors] / row[length]))
+    elif metric == "choice_accuracy":
         told = "wrong or unreadable choices, in the order of the questions"
-        return told, [row for row in rows if row.get("right") is False][:count]
-    if metric == "no_speech_rate":
-        heard = sorted((row for row in scored if row.get("heard_speech")), key=lambda row: -len(row["output"]))
-        return "longest answers to recordings without speech first", heard[:count]
-    if metric in SCORED_LOWER_IS_WORSE:
-        marked = sorted((row for row in scored if row.get("score") is not None), key=lambda row: row["score"])
-        return "lowest scores first", marked[:count]
-    return "", []
+        wrong = [row for row in rows if row.get("right") is False]
+    elif metric == "no_speech_rate":
+        told = "longest answers to recordings without speech first"
+        wrong = sorted((row for row in rows if row.get("heard_speech")), key=lambda row: -len(row["output"]))
+    elif metric in SCORED_LOWER_IS_WORSE:
+        told = "lowest scores first"
+        wrong = sorted((row for row in rows if row.get("score") is not None), key=lambda row: row["score"])
+    return told, wrong[:count]
 
 
 def example(row: Row, metric: str, others: Mapping[str, Row], question: str | None) -> dict[str, Any]:
-    """
-    Return one item as a report shows it.
-
-    Args:
-        row: of the model.
-        others: rows of the other systems, by system.
-        question: what was asked in words besides the recording, if anything.
-    """
+    """Return one item for a report, beside the rows of the other systems, with its question in words, if any."""
     shown: dict[str, Any] = {
         "id": row["id"],
         "duration_s": row.get("duration_s") or None,
-        "question": cut(question) if question else None,
+        "question": question and cut(question),
         "reference": cut(row.get("reference") or ""),
         "output": cut(row.get("output") or ""),
         "finish": row.get("finish"),
         "others": {system: cut(other.get("output") or "") for system, other in others.items()},
         "score": row.get("score") if metric in SCORED_LOWER_IS_WORSE else None,
         "chosen": row.get("chosen"),
-        "alignment": None,
-        "errors": None,
     }
-    if metric in SPELLED and row.get("normalised_reference"):
+    if metric in SPELLED:
         prefix, length = SPELLED[metric]
         shown["errors"] = {"count": row[prefix + "errors"], "of": row[length], "unit": length}
         pairs = aligned(row["normalised_reference"], row["normalised_output"], metric == "character_error")

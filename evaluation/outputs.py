@@ -17,13 +17,12 @@ from audiollm.command_line.files import Journal, write_whole
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 
 from .measures import Answer, Convention
-from .word_error import check_normaliser
 
 RUN_FILE, OUTPUTS, JUDGEMENTS = "run.json", "outputs", "judgements"
-PARTIAL = "{system}.rank{rank}.partial.jsonl"
-#: How an answer ended: the model ended it, it reached its bound, it repeated itself without end, or there is none.
+PARTIAL = ".partial.jsonl"
+#: Ends of an answer: the model ended it, it reached its bound, it repeated itself without end, or there is none.
 STOP, LENGTH, REPEATED, ERROR = "stop", "length", "repeated", "error"
-#: What must be alike in all that one folder holds: a field of the run, and of each of its tasks.
+#: Field of the run, and of each of its tasks, that must be alike in all that one folder holds.
 SETTINGS = "settings"
 #: Of `extra`, of recordings that come in chunks.
 SESSION, CHUNK = "session", "chunk_index"
@@ -35,43 +34,29 @@ class RunFolderError(ValueError):
     """A folder is no run of `audiollm evaluate`, is damaged, or holds a run of other settings or data."""
 
 
-# --------------------------------------------------------------------------------------------------- answers as they come
-
-
 class SystemOutputs:
-    """
-    The rows of one task and system, of this run and of those before it.
-
-    Args:
-        folder: the run's.
-        task, system: whose rows.
-        rank: of this process, whose file is written to.
-
-    Attributes:
-        ended: how many answers of this process ended in which way.
-    """
+    """The rows of one task and system, of this run and of those before it; the process `rank` writes to its own file."""
 
     def __init__(self, folder: Path, task: str, system: str, rank: int = 0):
         self.path = folder / OUTPUTS / task / f"{system}.jsonl"
-        self.ended: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()  # answers of this process, by their end
         self._system = system
-        self._own = Journal(self.path.with_name(PARTIAL.format(system=system, rank=rank)))
+        self._own = Journal(self.path.with_name(f"{system}.rank{rank}{PARTIAL}"))
+
+    def _partial_files(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self._system}.rank*{PARTIAL}"))
 
     def read(self) -> dict[str, dict[str, Any]]:
         """Return every row by id; of an item that failed and was tried again, the answer."""
         rows: dict[str, dict[str, Any]] = {}
-        for path in [self.path, *self._partial_files()]:
-            for row in read_rows(path):
-                if row["id"] not in rows or rows[row["id"]]["finish"] == ERROR:
-                    rows[row["id"]] = row
+        for row in (row for path in [self.path, *self._partial_files()] for row in read_rows(path)):
+            if row["id"] not in rows or rows[row["id"]]["finish"] == ERROR:
+                rows[row["id"]] = row
         return rows
 
     def done(self) -> set[str]:
         """Return the items that have an answer."""
         return {one for one, row in self.read().items() if row["finish"] != ERROR}
-
-    def _partial_files(self) -> list[Path]:
-        return sorted(self.path.parent.glob(PARTIAL.format(system=self._system, rank="*")))
 
     def add(self, rows: Sequence[dict[str, Any]]) -> None:
         """Append rows to this process' file; they are on disk when this returns."""
@@ -87,13 +72,12 @@ class SystemOutputs:
     def merge(self, ids: Sequence[str]) -> None:
         """Make one file of all processes' rows, in the order of `ids`; there must be one for each, and no other."""
         rows = self.read()
-        missing = [one for one in ids if one not in rows]
+        missing, others = [one for one in ids if one not in rows], sorted(rows.keys() - set(ids))
         if missing:
             raise RunFolderError(
                 f"{self.path}: {len(missing)} of {len(ids)} items have no row, the first {missing[0]!r}; another process "
                 "has not done its share. Give the same command again."
             )
-        others = sorted(rows.keys() - set(ids))
         if others:
             raise RunFolderError(
                 f"{self.path} holds {len(others)} rows of items that the task does not have, such as {others[0]!r}: its data "
@@ -118,9 +102,6 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-# --------------------------------------------------------------------------------------------------------------- run.json
-
-
 def read_run(folder: Path) -> dict[str, Any]:
     """Return the record of a folder; empty where there is none."""
     path = folder / RUN_FILE
@@ -139,20 +120,18 @@ def read_object(path: Path, key: str | None = None) -> dict[str, Any]:
 
 
 def check_same(folder: Path, settings: Mapping[str, Any], tasks: Mapping[str, Mapping[str, Any]]) -> None:
-    """
-    Refuse a folder that holds outputs of other settings, of the run or of a task; a task that it has not is no difference.
-    """
+    """Refuse a folder that holds outputs of other settings, of the run or of a task; one that lacks a task will do."""
     record = read_run(folder)
-    if not record:
-        return
-    sides = [("", record.get(SETTINGS, {}), settings)]
-    sides += [(f"{name}: ", record["tasks"].get(name, {}).get(SETTINGS, {}), own) for name, own in tasks.items()]
-    differences = [
-        f"{where}{name} was {then[name]!r} and is {value!r}"
-        for where, then, now in sides
-        for name, value in now.items()
-        if name in then and then[name] != value
-    ]
+    sides = [("", record, settings)]
+    sides += [(f"{name}: ", record.get("tasks", {}).get(name, {}), own) for name, own in tasks.items()]
+    differences = []
+    for where, recorded, now in sides:
+        then = recorded.get(SETTINGS, {})
+        differences += [
+            f"{where}{name} was {then[name]!r} and is {value!r}"
+            for name, value in now.items()
+            if then.get(name, value) != value
+        ]
     if differences:
         raise RunFolderError(
             f"{folder} holds outputs that were made otherwise:\n  "
@@ -166,32 +145,32 @@ def place(path: str | None) -> str | None:
     return os.path.abspath(path) if path is not None and os.path.exists(path) else path
 
 
-# ------------------------------------------------------------------------------------------------------ a run to be scored
-
-
 @dataclass(frozen=True)
 class Run:
     """A folder of outputs."""
 
-    folder: Path  # where it is
-    record: Mapping[str, Any]  # what `run.json` holds
+    folder: Path
+    record: Mapping[str, Any]  # contents of `run.json`
     outputs: Mapping[str, Mapping[str, Path]]  # the file of each system, by task
 
     def task(self, name: str) -> Mapping[str, Any]:
-        """Return what `run.json` says of a task."""
+        """Return the record of a task."""
         return self.record["tasks"][name]
+
+
+def finished_outputs(folder: Path, task: str) -> dict[str, Path]:
+    """Return the files of answers to a task by system; none that a run is still writing to."""
+    files = sorted((folder / OUTPUTS / task).glob("*.jsonl"))
+    return {file.stem: file for file in files if not file.name.endswith(PARTIAL)}
 
 
 def open_run(folder: str | Path) -> Run:
     """Open a folder of outputs, or refuse one that is none or holds outputs of a task that `run.json` does not name."""
     folder = Path(folder)
-    if not (folder / RUN_FILE).is_file():
-        raise RunFolderError(f"{folder} has no {RUN_FILE}; expected the --output_dir of `audiollm evaluate`.")
     record = read_run(folder)
-    outputs: dict[str, dict[str, Path]] = {}
-    for name in record["tasks"]:
-        files = sorted((folder / OUTPUTS / name).glob("*.jsonl"))
-        outputs[name] = {file.stem: file for file in files if not file.name.endswith(".partial.jsonl")}
+    if not record:
+        raise RunFolderError(f"{folder} has no {RUN_FILE}; expected the --output_dir of `audiollm evaluate`.")
+    outputs = {task: finished_outputs(folder, task) for task in record["tasks"]}
     unknown = sorted({each.name for each in (folder / OUTPUTS).glob("*") if each.is_dir()} - outputs.keys())
     if unknown:
         raise RunFolderError(f"{folder / OUTPUTS} holds {', '.join(unknown)}, which {RUN_FILE} does not name.")
@@ -203,50 +182,38 @@ def open_run(folder: str | Path) -> Run:
 
 
 def read_answers(run: Run, task: str, system: str) -> list[Answer]:
-    """Return what a system answered, with its verdicts; one that failed has said nothing."""
+    """Return the answers of a system with their verdicts; an item on which it failed has an empty one."""
     verdicts: dict[str, list[Mapping[str, Any]]] = {}
     for row in read_rows(run.folder / JUDGEMENTS / task / f"{system}.jsonl"):
         verdicts.setdefault(row["id"], []).append(row)
+    kept = ("id", "references", "extra", "duration_s", "seconds", "finish", "error")
     return [
-        Answer(
-            id=row["id"],
-            text=row.get("output") or "",
-            references=[str(text or "") for text in row.get("references") or []],
-            extra=row.get("extra") or {},
-            duration_s=float(row.get("duration_s") or 0.0),
-            seconds=float(row.get("seconds") or 0.0),
-            finish=str(row.get("finish")),
-            error=row.get("error"),
-            verdicts=verdicts.get(row["id"], ()),
-        )
+        Answer(text=row["output"] or "", verdicts=verdicts.get(row["id"], ()), **{name: row[name] for name in kept})
         for row in read_rows(run.outputs[task][system])
     ]
 
 
 def convention_of(task: Mapping[str, Any], normaliser: str | None = None) -> Convention:
-    """Return how a task's answers are compared: as is asked for, as the leaderboard does, or as `run.json` says."""
-    chosen = normaliser or GROUP_NORMALISERS.get(task.get("group") or "", task.get("normaliser") or "english")
-    check_normaliser(chosen)
-    return Convention(chosen, task.get("language"))
+    """Return the rules for a task's answers: those asked for, the leaderboard's, or those of `run.json`."""
+    own = GROUP_NORMALISERS.get(task.get("group") or "", task.get("normaliser") or "english")
+    return Convention(normaliser or own, task.get("language"))
 
 
 def joined_sessions(answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, int]]:
     """
     Join answers to chunks of a recording to one answer to the recording, as the Open ASR Leaderboard does; others stay.
 
-    A recording of which a chunk in between is missing does not count; how many those are is returned too.
+    A recording of which a chunk in between is missing does not count; the number of those is returned too.
     """
-    sessions: dict[str, list[Answer]] = {}
-    joined: list[Answer] = []
+    joined = [answer for answer in answers if answer.extra.get(SESSION) is None]
+    sessions: dict[str, dict[int, Answer]] = {}
     for answer in answers:
-        if answer.extra.get(SESSION) is None:
-            joined.append(answer)
-        else:
-            sessions.setdefault(str(answer.extra[SESSION]), []).append(answer)
+        if answer.extra.get(SESSION) is not None:
+            sessions.setdefault(str(answer.extra[SESSION]), {})[answer.extra[CHUNK]] = answer
     incomplete = 0
-    for session, chunks in sessions.items():
-        chunks.sort(key=lambda chunk: chunk.extra[CHUNK])
-        if [chunk.extra[CHUNK] for chunk in chunks] != list(range(len(chunks))):
+    for session, by_index in sessions.items():
+        chunks = [by_index[index] for index in range(len(by_index)) if index in by_index]
+        if len(chunks) < len(by_index):
             incomplete += 1
             continue
         finishes = {chunk.finish for chunk in chunks}

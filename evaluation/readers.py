@@ -8,10 +8,10 @@ transcripts are references.
 import difflib
 import json
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -79,26 +79,22 @@ def read_local_set(
     """
     (examples,) = read_sources(data_path, audio_dir)
     problems = list(examples.problems)
-    latin = letters = 0
+    letters: list[str] = []
     for example in examples:
         if len(example.recordings) != 1:
             reason = f"has {len(example.recordings)} recordings; a transcript has exactly one"
             problems.append((example.where, reason))
         elif [message["role"] for message in example.messages] != ["user", "assistant"]:
             problems.append((example.where, "is not one question with one answer, the transcript"))
-        else:
-            written = [letter for letter in example.messages[-1]["content"] if letter.isalpha()]
-            letters += len(written)
-            latin += sum(unicodedata.name(letter, "").startswith("LATIN") for letter in written)
+        elif language is None:
+            letters += filter(str.isalpha, example.messages[-1]["content"])
     if problems:
         raise TaskDataError(LOCAL_TASK, problems)
-    if language is None and letters > 2 * latin:
+    if len(letters) > 2 * sum(unicodedata.name(letter, "").startswith("LATIN") for letter in letters):
         raise TaskError(f"The transcripts of {data_path} are not in Latin letters; give their --language, such as hi.")
     normaliser = normaliser or normaliser_for(language)
 
-    def reader(task: Task, data: str | None, limit: int | None) -> Questions:
-        if data is not None:
-            raise TaskError(f"it is {data_path!r} and takes no other --data, got {data!r}.")
+    def reader(task: Task, data: str | None) -> Questions:
         for example in examples:
             prompt, answer = (message["content"] for message in example.messages)
             yield Item(example.where, prompt, list(example.recordings), [answer], {})
@@ -119,9 +115,9 @@ def read_local_set(
 # --------------------------------------------------------------------------------------------------------------- tables
 
 
-def table_items(task: Task, data: str | None, limit: int | None) -> Questions:
+def table_items(task: Task, data: str | None) -> Questions:
     """Read a table with recordings: Parquet, CSV or JSON."""
-    for clip in open_table(choose_form(task, data), data, limit).clips():
+    for clip in open_table(choose_form(task, data), data).clips():
         yield item_of(clip, task)
 
 
@@ -152,7 +148,7 @@ def choose_form(task: Task, data: str | None) -> Form:
     return next((form for form in task.forms if not form.corpus.files), task.forms[-1])
 
 
-def open_table(form: Form, data: str | None, limit: int | None) -> HuggingFaceSource:
+def open_table(form: Form, data: str | None) -> HuggingFaceSource:
     """Open a benchmark's rows as clips; columns may have the names that its entry calls alternatives."""
     corpus = form.corpus
     if corpus.alternatives:
@@ -162,8 +158,7 @@ def open_table(form: Form, data: str | None, limit: int | None) -> HuggingFaceSo
             names = [*columns[field].columns, *others]
             columns[field] = ColumnSpec((next((name for name in names if name in there), names[0]),))
         corpus = replace(corpus, columns=columns)
-    arguments = HuggingFaceArguments(corpus.name, splits=[form.split], streaming=True, limit=limit)
-    return HuggingFaceSource(arguments, corpus, data)
+    return HuggingFaceSource(HuggingFaceArguments(corpus.name, splits=[form.split], streaming=True), corpus, data)
 
 
 def item_of(clip: Clip | BadClip, task: Task) -> Item | BadClip:
@@ -173,11 +168,9 @@ def item_of(clip: Clip | BadClip, task: Task) -> Item | BadClip:
     if isinstance(clip.recording, str) and "://" not in clip.recording and not os.path.isfile(clip.recording):
         return BadClip(clip.id, f"audio file {clip.recording!r} does not exist")
     extra: dict[str, Any] = {key: value for key, value in clip.fields.items() if key != task.answer}
-    references: list[str] = []
-    if task.answer is not None:
-        references = [str(clip.fields.get(task.answer) or "").strip()]
+    references = [] if task.answer is None else [str(clip.fields.get(task.answer) or "").strip()]
     if task.kind == "choice":
-        letter = references[0].upper() if references else ""
+        letter = references[0].upper()
         if letter not in LETTERS:
             return BadClip(clip.id, f"its answer is {letter!r}; expected one of {', '.join(LETTERS)}")
         references, extra = [letter], {**extra, "choices": dict.fromkeys(LETTERS, "")}
@@ -188,12 +181,12 @@ def item_of(clip: Clip | BadClip, task: Task) -> Item | BadClip:
     return Item(clip.id, prompt, [clip.recording], references, extra)
 
 
-def librispeech_items(task: Task, data: str | None, limit: int | None) -> Questions:
+def librispeech_items(task: Task, data: str | None) -> Questions:
     """Read LibriSpeech: the leaderboard's table; or a copy of OpenSLR's archives or of what is in them."""
     split = str(task.openslr)
     names = (split, LIBRISPEECH_ROOT, f"{split}.tar.gz")
     if data is None or not (data.endswith(ARCHIVE_SUFFIXES) or any((Path(data) / name).exists() for name in names)):
-        yield from table_items(task, data, limit)
+        yield from table_items(task, data)
         return
     for clip in open_librispeech(LibriSpeechArguments([split], data, letter_case="keep"), progress=False).clips():
         if isinstance(clip, Clip):
@@ -204,33 +197,31 @@ def librispeech_items(task: Task, data: str | None, limit: int | None) -> Questi
 # ------------------------------------------------------------------------------------- questions here, answers elsewhere
 
 
-def fleurs_translation(task: Task, data: str | None, limit: int | None) -> Questions:
+def fleurs_translation(task: Task, data: str | None) -> Questions:
     """Read FLEURS as translations; the config is two configs of FLEURS, `de_de-en_us`."""
     spoken, _, target = str(task.config).partition(PAIR_SEPARATOR)
     missing = [one for one in (spoken, target) if data is not None and not (Path(data) / one).is_dir()]
     if missing:
         raise TaskError(f"there is no folder {missing[0]} in {data!r}; expected one for each language.")
-    name, split = task.forms[0].corpus.name, task.forms[0].split
-    translations: dict[Any, str] = {}
-    language = target
-    for clip in open_table(Form(dataset_named(name, target), split), data, None).clips():
+    there, here = (
+        Form(dataset_named(task.forms[0].corpus.name, one), task.forms[0].split) for one in (target, spoken)
+    )
+    translations = {
+        clip.fields["sentence"]: clip.fields for clip in open_table(there, data).clips() if isinstance(clip, Clip)
+    }
+    for clip in open_table(here, data).clips():
         if isinstance(clip, Clip):
-            translations[clip.fields["sentence"]] = str(clip.fields.get(TRANSCRIPT) or "")
-            language = str(clip.fields["language"])
-    fields = {"target_language": language}
-    for clip in open_table(Form(dataset_named(name, spoken), split), data, limit).clips():
-        if isinstance(clip, BadClip):
-            yield clip
-        elif clip.fields["sentence"] not in translations:
-            yield BadClip(clip.id, f"its sentence {clip.fields['sentence']} is not in {target}")
-        else:
-            references = [translations[clip.fields["sentence"]]]
-            yield Item(
-                clip.id, task.prompt.format_map(fields), [clip.recording], references, {**clip.fields, **fields}
-            )
+            sentence = clip.fields["sentence"]
+            if sentence not in translations:
+                clip = BadClip(clip.id, f"its sentence {sentence} is not in {target}")
+            else:
+                known = {"target_language": translations[sentence]["language"]}
+                known["translation"] = translations[sentence].get(TRANSCRIPT) or ""
+                clip = replace(clip, fields={**clip.fields, **known})
+        yield item_of(clip, task)
 
 
-def sessions(task: Task, data: str | None, limit: int | None) -> Questions:
+def sessions(task: Task, data: str | None) -> Questions:
     """
     Read recordings in chunks: each chunk is a question, and has the whole recording's transcript as its reference.
 
@@ -240,11 +231,11 @@ def sessions(task: Task, data: str | None, limit: int | None) -> Questions:
     form = task.forms[0]
     parent = replace(form.corpus, name=f"{form.corpus.name}, parent", hub=form.corpus.parent, columns={})
     wanted = {field: spec.columns[:1] for field, spec in form.corpus.columns.items()}
-    table, fields, place, folder = _open(form.corpus, form.split, data, wanted)
-    whole, columns, _, _ = _open(parent, form.split, data, form.corpus.alternatives)
-    transcripts = {str(row[columns["id"]]): str(row[columns[TRANSCRIPT]] or "") for row in whole}
+    table, place, folder = _open(form.corpus, form.split, data, wanted)
+    whole, _, _ = _open(parent, form.split, data, form.corpus.alternatives)
+    transcripts = {str(row["id"]): str(row[TRANSCRIPT] or "") for row in whole}
     for row in table:
-        file, session = row[fields["audio"]], str(row[fields["session"]])
+        file, session = row["audio"], str(row["session"])
         where = f"{form.corpus.audio_folder}/{file}"
         if place.kind == "hub":
             revision = place.revision or huggingface_hub.constants.DEFAULT_REVISION
@@ -256,18 +247,16 @@ def sessions(task: Task, data: str | None, limit: int | None) -> Questions:
         if problem is not None:
             yield BadClip(str(file), problem)
             continue
-        extra = {"session": session, "chunk_index": int(row[fields["chunk_index"]]), "language": "en"}
+        extra = {"session": session, "chunk_index": int(row["chunk_index"]), "language": "en"}
         yield Item(str(file), task.prompt, [recording], [transcripts[session]], extra)
 
 
 def _open(
     corpus: Corpus, split: str, data: str | None, fields: Mapping[str, Sequence[str]]
-) -> tuple[Any, dict[str, str], Place, str]:
+) -> tuple[Iterator[dict[str, Any]], Place, str]:
     """
-    Open a dataset, of a copy that in its folder: rows, columns, place, and the folder that recordings are seen from.
-
-    Args:
-        fields: names that the column of each may have.
+    Return a dataset's rows by `fields`, of which each names the columns it may be; its place; and the folder that its
+    recordings are seen from. Of a copy, that is the folder of the dataset in it.
     """
     if data is not None:
         folder = Path(data) / str(corpus.hub).rpartition("/")[2]
@@ -282,7 +271,8 @@ def _open(
         if not columns[field]:
             named = " or ".join(map(repr, names))
             raise TaskError(f"{corpus.name} has no column {named} for {field!r}. Its columns are: {', '.join(there)}.")
-    return dataset, columns, place, seen_from
+    rows = ({field: row[column] for field, column in columns.items()} for row in dataset)
+    return rows, place, seen_from
 
 
 def _rows_of(place: Place, split: str) -> tuple[Any, list[str], str]:
@@ -298,33 +288,35 @@ META_FILES = {"Foundation": "Foundation_meta.json", "Chat": "Chat_meta.json"}
 CHOICE_FIELDS = {letter: f"choice_{letter.lower()}" for letter in LETTERS}
 #: A part whose recordings end otherwise than its list says (Inference_Foundation.py).
 FLAC_TASK = "Audio_Grounding"
-#: What the chat benchmark's leaderboard puts together (cal_score.py); "mixed" is the mean of the last two.
-CHAT_CATEGORIES = {
-    "speech_QA": "speech",
-    "speech_dialogue_QA": "speech",
-    "sound_QA": "sound",
-    "sound_generation_QA": "sound",
-    "music_QA": "music",
-    "music_generation_analysis_QA": "music",
-    "speech_and_sound_QA": "speech_and_sound",
-    "speech_and_music_QA": "speech_and_music",
-}
+#: End of the names of the chat benchmark's parts; without it they are the categories of its leaderboard (cal_score.py).
+CHAT_PART = re.compile(r"(_dialogue|_generation|_generation_analysis)?_QA$")
 
 
-def air_bench(task: Task, data: str | None, limit: int | None) -> Questions:
+def air_bench(task: Task, data: str | None) -> Questions:
     """
     Read AIR-Bench's questions: single choices, of which the reference is the right answer's letter, and open ones.
 
-    Bad rows are all named before the first question is given. `meta_info` describes the recording to the judge.
+    `meta_info` describes the recording to the judge.
     """
-    meta, root = _air_bench_places(task, data)
+    part, hub = task.forms[0].split, str(task.forms[0].corpus.hub)
+    file = META_FILES[part]
+    if data is not None:
+        places = (Path(data), Path(data) / file, Path(data) / part / file)
+        meta = next((path for path in places if path.is_file()), None)
+        if meta is None:
+            raise TaskError(f"there is no {file} in {data!r}, nor in a folder {part} there.")
+        root = str(meta.parent)
+    else:
+        root = f"hf://datasets/{hub}/{part}"
+        try:
+            meta = Path(huggingface_hub.hf_hub_download(hub, f"{part}/{file}", repo_type="dataset"))
+        except READ_ERRORS as error:
+            told = f"{part}/{file} of {hub} cannot be downloaded: {' '.join(str(error).split())}"
+            raise TaskError(f"{told} Give a copy with --data.") from error
     checker = None if data is None else RowReader(root, root)
-    problems: list[tuple[str, str]] = []
-    items = []
-    for index, row in enumerate(json.loads(meta.read_text(encoding="utf-8-sig"))[:limit]):
-        path = Path(row["path"])
-        path = path.with_suffix(".flac") if row["task_name"] == FLAC_TASK else path
-        recording = f"{row['task_name']}_{row['dataset_name']}/{path}"
+    for index, row in enumerate(json.loads(meta.read_text(encoding="utf-8-sig"))):
+        folder, path = f"{row['task_name']}_{row['dataset_name']}", Path(row["path"])
+        recording = f"{folder}/{path.with_suffix('.flac') if row['task_name'] == FLAC_TASK else path}"
         reason: str | None = None if checker is None else checker.path_problem(recording)
         shown = {field: row.get(field) for field in ("question", *CHOICE_FIELDS.values())}
         extra = {"question": row["question"], "dataset": row["dataset_name"]}
@@ -335,37 +327,13 @@ def air_bench(task: Task, data: str | None, limit: int | None) -> Questions:
             extra |= {"choices": choices, "answer": row["answer_gt"], "category": row["task_name"]}
             reason = reason if references else f"its answer {row['answer_gt']!r} is none of its choices"
         else:
-            category = CHAT_CATEGORIES.get(row["task_name"], row["task_name"])
+            category = CHAT_PART.sub("", row["task_name"])
             extra |= {"meta_info": row["meta_info"], "part": row["task_name"], "category": category}
         if reason:
-            problems.append((f"{meta.name} row {index}", reason))
+            yield BadClip(f"{meta.name} row {index}", reason)
             continue
         found = f"{root}/{recording}" if checker is None else checker.locate(recording)
-        identity = f"{row['task_name']}_{row['dataset_name']}/{row['uniq_id']}"
-        items.append(Item(identity, task.prompt.format_map(shown), [found], references, extra))
-    if problems:
-        raise TaskDataError(task.name, problems)
-    yield from items
-
-
-def _air_bench_places(task: Task, data: str | None) -> tuple[Path, str]:
-    """Return the list of questions, and the folder or address that recordings lie below."""
-    part = task.forms[0].split
-    file = META_FILES[part]
-    if data is not None:
-        given = Path(data)
-        candidates = [given] if given.is_file() else [given / file, given / part / file]
-        meta = next((path for path in candidates if path.is_file()), None)
-        if meta is None:
-            raise TaskError(f"there is no {file} in {data!r}, nor in a folder {part} there.")
-        return meta, str(meta.parent)
-    hub = str(task.forms[0].corpus.hub)
-    try:
-        meta = Path(huggingface_hub.hf_hub_download(hub, f"{part}/{file}", repo_type="dataset"))
-    except READ_ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise TaskError(f"{part}/{file} of {hub} cannot be downloaded: {reason} Give a copy with --data.") from error
-    return meta, f"hf://datasets/{hub}/{part}"
+        yield Item(f"{folder}/{row['uniq_id']}", task.prompt.format_map(shown), [found], references, extra)
 
 
 # ---------------------------------------------------------------------------------------------------- without a download
@@ -390,16 +358,15 @@ NO_SPEECH: dict[str, tuple[str, float]] = {
 }
 
 
-def bundled_speech(task: Task, data: str | None, limit: int | None) -> Questions:
+def bundled_speech(task: Task, data: str | None) -> Questions:
     """Read the held-out studio prompts, or the ten clips of speakers that no bundled corpus holds."""
-    _no_copy(task, data)
     for row in load_studio_prompts("test") if task.name == "prompts" else load_unseen_speech():
         known = {"speaker": row["speaker"], "language": "en", "duration_s": row["duration_s"]}
         known |= {"category": row["source"]} if "source" in row else {}
         yield Item(row["id"], task.prompt, [row["audio"]], [row["text"]], known)
 
 
-def no_speech(task: Task, data: str | None, limit: int | None) -> Questions:
+def no_speech(task: Task, data: str | None) -> Questions:
     """Read recordings in which nobody speaks: made ones, or all that lie in a folder."""
     if data is None:
         for category in NO_SPEECH:
@@ -438,32 +405,24 @@ def made_recording(category: str, seconds: float) -> np.ndarray:
     return np.clip(waveform, -FULL_SCALE, FULL_SCALE).astype(np.float32)
 
 
-@lru_cache(maxsize=1)
-def _text_questions() -> dict[str, list[Any]]:
-    return yaml.safe_load(TEXT_QUESTIONS_FILE.read_text(encoding="utf-8"))
+def _written(part: str) -> list[Any]:
+    return yaml.safe_load(TEXT_QUESTIONS_FILE.read_text(encoding="utf-8"))[part]
 
 
-def retention_texts(task: Task, data: str | None, limit: int | None) -> Questions:
+def retention_texts(task: Task, data: str | None) -> Questions:
     """Read texts, each its own prompt, without a right answer."""
-    _no_copy(task, data)
-    for number, entry in enumerate(_text_questions()["texts"], start=1):
+    for number, entry in enumerate(_written("texts"), start=1):
         yield Item(f"text-{number:03d}", entry["text"].strip(), [], [], {"category": entry["category"]})
 
 
-def text_choices(task: Task, data: str | None, limit: int | None) -> Questions:
+def text_choices(task: Task, data: str | None) -> Questions:
     """Read written questions with four answers."""
-    _no_copy(task, data)
-    for number, entry in enumerate(_text_questions()["choices"], start=1):
+    for number, entry in enumerate(_written("choices"), start=1):
         choices = {letter: str(entry[letter]) for letter in LETTERS}
         lines = [entry["question"], *(f"{letter}. {text}" for letter, text in choices.items())]
         prompt = "\n".join([*lines, "Answer with one letter, A, B, C or D."])
         extra = {"question": entry["question"], "choices": choices, "category": entry["category"]}
         yield Item(f"choice-{number:03d}", prompt, [], [entry["answer"]], extra)
-
-
-def _no_copy(task: Task, data: str | None) -> None:
-    if data is not None:
-        raise TaskError(f"it ships with the package and takes no --data, got {data!r}.")
 
 
 #: By the names that `tasks.yaml` calls them.

@@ -1,6 +1,6 @@
 """Show a report to people: figures in words, and the page made by `report.html.jinja`, which fetches nothing."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
@@ -27,7 +27,7 @@ Players = Mapping[tuple[str, str], Mapping[str, Any]]
 
 @lru_cache(maxsize=1)
 def texts() -> dict[str, dict[str, Any]]:
-    """Return what readers are told of metrics, by their names."""
+    """Return titles and explanations of metrics, by their names."""
     return yaml.safe_load((HERE / "report.yaml").read_text(encoding="utf-8"))
 
 
@@ -61,36 +61,29 @@ def clock(seconds: float) -> str:
 
 
 def system_title(system: str) -> str:
-    """Return what readers call a system."""
+    """Return the name of a system for readers."""
     return SYSTEM_TITLES.get(system, system)
 
 
 def metric_title(metric: str) -> str:
-    """Return what readers call a metric."""
+    """Return the name of a metric for readers."""
     return texts().get(metric, {}).get("title", metric.replace("_", " "))
 
 
 def metric_about(metric: str) -> str:
-    """Return what a metric is, with which way is better."""
+    """Return the explanation of a metric, with which way is better."""
     better = "lower is better" if metric in LOWER_IS_BETTER else "higher is better"
     return "; ".join(filter(None, [texts().get(metric, {}).get("about", ""), better]))
 
 
 def bar(found: Mapping[str, Any], limit: float) -> dict[str, float]:
-    """Return where a figure's bar and its interval begin and end, in percent of the limit."""
+    """Return the width of a figure's bar, and start and length of its interval, in percent of the limit."""
 
     def share(value: float) -> float:
         return round(100 * min(max(value, 0.0), limit) / limit, 2) if limit else 0.0
 
-    low, high = (found["value"] if found.get(end) is None else found[end] for end in ("low", "high"))
+    low, high = (found["value"] if found[end] is None else found[end] for end in ("low", "high"))
     return {"width": share(found["value"]), "low": share(low), "span": round(share(high) - share(low), 2)}
-
-
-def limit_of(metric: str, figures: Iterable[Mapping[str, Any] | None]) -> float:
-    """Return what a full bar of a metric stands for."""
-    ends = [each.get("high") or each["value"] for each in figures if each and each.get("value") is not None]
-    most = max(ends, default=0.0)
-    return min(most, MAX_ERROR_DRAWN) if metric in SPELLED else most
 
 
 def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
@@ -100,7 +93,7 @@ def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
     found = {system: each for system, each in found.items() if each and each["value"] is not None}
     if MODEL not in found:
         return
-    own, shown = found[MODEL], {name: figure(each["value"], each["unit"]) for name, each in found.items()}
+    own, shown = found[MODEL]["value"], {name: figure(each["value"], each["unit"]) for name, each in found.items()}
     for system in (WRONG_AUDIO, WHISPER, CASCADE, DEAF):
         if system not in found:
             continue
@@ -109,34 +102,19 @@ def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
         if test is None:
             yield told + "not compared item by item."
             continue
-        other = found[system]["value"]
-        better = own["value"] < other if metric in LOWER_IS_BETTER else own["value"] > other
-        clear = test["p"] < SIGNIFICANCE
-        if system == WRONG_AUDIO and better and clear:
+        other, clear = found[system]["value"], test["p"] < SIGNIFICANCE
+        better = own < other if metric in LOWER_IS_BETTER else own > other
+        if system != WRONG_AUDIO:
+            told += f"the model is {'better' if better else 'worse'}" if clear else "no clear difference"
+        elif better and clear:
             told += "the model answers by what it hears"
-        elif system == WRONG_AUDIO:
-            told += "NOT clearly better than with wrong recordings, so much of it may be guessed"
-        elif clear:
-            told += f"the model is {'better' if better else 'worse'}"
         else:
-            told += "no clear difference"
+            told += "NOT clearly better than with wrong recordings, so much of it may be guessed"
         yield f"{told} (p = {test['p']:.2g}, paired on {test['items']} items)."
 
 
-# --------------------------------------------------------------------------------------------------------------- the page
-
-
 def render_page(report: Mapping[str, Any], players: Players, player_notes: Mapping[str, str]) -> str:
-    """
-    Return the page, which holds all it needs; nothing is fetched from anywhere.
-
-    Args:
-        report: as gathered.
-        player_notes: what is to be said of a task's players.
-
-    Raises:
-        ImportError: jinja2 or markupsafe is not installed.
-    """
+    """Return the page of a report as it was gathered, with notes about the players of a task; the page fetches nothing."""
     jinja2, markupsafe = (optional_library(name, "evaluation") for name in ("jinja2", "markupsafe"))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True
@@ -147,11 +125,16 @@ def render_page(report: Mapping[str, Any], players: Players, player_notes: Mappi
     environment.filters |= {
         "system_about": lambda system: READING.get(system, "The model under test is given the recording."),
         "count_title": lambda count: count_titles.get(count, count.replace("_", " ")),
-        **{"unit": unit_of, "reasons": reasons_of},
+        "reasons": reasons_of,
     }
     tasks = report["tasks"]
     metrics = list(dict.fromkeys(name for found in tasks.values() for name in found["metrics"]))
     answered = [list(found["systems"].values()) for found in tasks.values() if found["systems"]]
+    limits = {}
+    for name in metrics:
+        figures = filter(None, (each["metrics"].get(name) for each in chain(*answered)))
+        most = max((each["high"] or each["value"] or 0.0 for each in figures), default=0.0)
+        limits[name] = min(most, MAX_ERROR_DRAWN) if name in SPELLED else most
     return environment.get_template("report.html.jinja").render(
         report=report,
         name=shown_path(report["model"]),
@@ -160,58 +143,24 @@ def render_page(report: Mapping[str, Any], players: Players, player_notes: Mappi
         items=sum(max(scored["counts"]["items"] for scored in each) for each in answered),
         audio_seconds=sum(max(scored["audio_seconds"] for scored in each) for each in answered),
         metrics=metrics,
-        limits={name: limit_of(name, [each["metrics"].get(name) for each in chain(*answered)]) for name in metrics},
+        limits=limits,
         css=markupsafe.Markup((HERE / "report.css").read_text(encoding="utf-8")),
-        settings=settings_of(report),
+        shown_path=shown_path,
         signatures=signatures_of(report),
         players=players,
         player_notes=player_notes,
     )
 
 
-def unit_of(found: Mapping[str, Any]) -> str | None:
-    """Return the unit of a task's main metric."""
-    each = (scored["metrics"].get(found["metric"]) for scored in found["systems"].values())
-    return next((figure["unit"] for figure in each if figure), None)
-
-
 def reasons_of(found: Mapping[str, Any]) -> list[str]:
-    """Return the counts of a task that are not zero for all systems, and how many items there are and count."""
+    """Return the counts of a task that are not zero for all systems."""
     counts = [each["counts"] for each in found["systems"].values()]
-    names = dict.fromkeys(name for each in counts for name in each)
-    return [name for name in names if name in ("items", "scored") or any(each.get(name) for each in counts)]
-
-
-def settings_of(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return how a run was made: what a figure may depend on."""
-    run, scoring, judge = report["run"], report["scoring"], report["judge"] or {}
-    settings = run.get("settings") or {}
-    rubrics = [
-        f"{name}: {each.get('samples')} samples at temperature {judge.get('temperature') or each.get('temperature')}"
-        for name, each in judge.items()
-        if isinstance(each, Mapping)
-    ]
-    facts = {
-        "Model": shown_path(report["model"]),
-        "Revision": run.get("revision"),
-        "Begun": run.get("started"),
-        "Device": run.get("device"),
-        "Precision": run.get("dtype"),
-        "Items at a time": settings.get("batch_size"),
-        "Whisper": settings.get("whisper") and shown_path(str(settings["whisper"])),
-        "Weight of CTC": settings.get("ctc_weight") or None,
-        "Fingerprint of weights": settings.get("weights"),
-        "Commit": run.get("commit"),
-        "Judge": "; ".join([str(judge["model"]), *rubrics]) if judge.get("model") else None,
-        "Versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items()),
-        "Normaliser": scoring.get("normaliser") or "each task's own",
-        "Bootstrap": f"{scoring.get('samples', 'unknown')} samples, seed {scoring.get('seed', 'unknown')}",
-    }
-    return {name: str(value) for name, value in facts.items() if value not in (None, "")}
+    shown = ((name, count) for each in counts for name, count in each.items())
+    return list(dict.fromkeys(name for name, count in shown if count or name in ("items", "scored")))
 
 
 def signatures_of(report: Mapping[str, Any]) -> dict[str, dict[str, list[str]]]:
-    """Return what every metric was counted by, each once, with its tasks."""
+    """Return the signatures of every metric, each once, with its tasks."""
     found: dict[str, dict[str, list[str]]] = {}
     for task, entry in report["tasks"].items():
         for metric in entry["metrics"]:

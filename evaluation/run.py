@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import count, islice
 from pathlib import Path
@@ -21,18 +21,17 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from audiollm.base_models import how_to_get
 from audiollm.checkpoints import fingerprint
 from audiollm.command_line.files import sha256_of, write_json
 from audiollm.command_line.interruption import interruptible
 from audiollm.configuration import AudioLlmConfig
 from audiollm.inference.answering import MAX_BATCH_SECONDS, recording_seconds
 from audiollm.inference.ctc_rescoring import check_ctc_weight, default_ctc_weight
-from audiollm.inference.loading import suitable_dtype
+from audiollm.inference.loading import find_checkpoint, load_model, load_processor
+from audiollm.processing import AudioLlmProcessor
 from audiollm.publishing.record import library_versions, package_facts
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
-from transformers import AutoConfig, AutoModelForMultimodalLM, AutoProcessor
 
 from .arguments import EvaluateArguments
 from .generating import Reply, failure, swapped, transcript_bound
@@ -66,21 +65,15 @@ LOCK_FILE = ".lock"
 WINDOW_ITEMS = 512
 
 
-class SystemsError(ValueError):
-    """Systems that were asked for cannot answer a task; the message says why."""
-
-
 # ------------------------------------------------------------------------------------------------- what is asked together
 
 
 def windows_of(items: Iterable[Item], total: int, size: int = WINDOW_ITEMS) -> Iterator[list[Item]]:
     """Yield consecutive items of `total`, `size` at a time; the last window takes what is left over too, so it is not small."""
     stream = iter(items)
-    num_windows = max(1, total // size)
-    for index in range(num_windows):
-        is_last = index == num_windows - 1
-        if window := list(stream if is_last else islice(stream, size)):
-            yield window
+    for _ in range(total // size - 1):
+        yield list(islice(stream, size))
+    yield list(stream)
 
 
 def wrong_recordings(items: Sequence[Item]) -> list[Item]:
@@ -93,7 +86,7 @@ def wrong_recordings(items: Sequence[Item]) -> list[Item]:
     distinct = {key: one for item, own in zip(items, keys) for key, one in zip(own, item.recordings)}
     if len(distinct) < 2:
         problem = "there is no other recording beside it to take the place of its own"
-        return [replace(item, recordings=[], problem=problem if item.recordings else None) for item in items]
+        return [replace(item, recordings=[], problem=problem) if item.recordings else item for item in items]
     other = dict(zip(distinct, swapped(list(distinct.values()))))
     return [replace(item, recordings=[other[key] for key in own]) for item, own in zip(items, keys)]
 
@@ -106,7 +99,12 @@ def batches_of(
 
     A batch has at most `max_batch_seconds` of audio, padded to its longest; a longer item is alone.
     """
-    seconds = [sum(_seconds_or_none(processor, one) for one in item.recordings) for item in items]
+    seconds = []
+    for item in items:
+        try:
+            seconds.append(sum(recording_seconds(processor, one) for one in item.recordings))
+        except (ValueError, OSError):  # it cannot be read, which is found out when it is played
+            seconds.append(0.0)
     order = sorted(range(len(items)), key=lambda index: (seconds[index], len(items[index].prompt)))
     batches: list[list[Item]] = []
     for index in order:
@@ -117,30 +115,14 @@ def batches_of(
     return batches
 
 
-def _seconds_or_none(processor: Any, recording: Any) -> float:
-    """Return how long a recording says it is; 0 of one that cannot be read, which is found out when it is played."""
-    try:
-        return recording_seconds(processor, recording)
-    except (ValueError, OSError):
-        return 0.0
-
-
 def recording_identity(recording: Any) -> str:
-    """Return what tells recordings apart: a path or URL, or a hash of bytes or samples."""
+    """Return the identity of a recording: its path or URL, or a hash of its bytes or samples."""
     if isinstance(recording, dict):
-        held = (recording.get(key) for key in ("bytes", "array", "path"))
-        recording = next((one for one in held if one is not None), "")
+        recording = next(recording[key] for key in ("bytes", "array", "path") if recording.get(key) is not None)
     if isinstance(recording, (str, os.PathLike)):
         return os.fspath(recording)
     is_bytes = isinstance(recording, (bytes, bytearray))
     return sha256_of(bytes(recording) if is_bytes else np.ascontiguousarray(recording).tobytes())
-
-
-def recording_name(recording: Any) -> str:
-    """Return what outputs call a recording: its path, that within its table, or the hash of its samples."""
-    if isinstance(recording, dict) and recording.get("path"):
-        return str(recording["path"])
-    return recording_identity(recording)
 
 
 # ------------------------------------------------------------------------------------------------------------- one task
@@ -150,21 +132,21 @@ def recording_name(recording: Any) -> str:
 class Job:
     """A task as it is run."""
 
-    task: Task  # what is asked
+    task: Task
     data: str | None  # a copy on disk, or None for where the benchmark is
     limit: int | None  # at most this many items
     max_new_tokens: int | None  # bound on an answer; None leaves it to the length of the recording
     ids: tuple[str, ...]  # of its items, in order
     num_recordings: int  # different recordings that its items have; counted up to two
-    systems: tuple[str, ...] = ()  # what answers it
-    left_out: tuple[tuple[str, str], ...] = ()  # systems that would have answered it, and why they cannot
+    systems: tuple[str, ...] = ()  # names of the systems that answer it
+    left_out: Mapping[str, str] = field(default_factory=dict)  # systems that cannot answer it, and why
 
     def items(self) -> Iterator[Item]:
         """Yield the questions, from the beginning."""
         return self.task.items(self.data, self.limit)
 
     def bound(self, seconds: float) -> int:
-        """Return how many tokens an answer to so much audio may have."""
+        """Return the bound in tokens on an answer to so much audio."""
         if self.max_new_tokens is not None and self.task.kind not in HEARD_KINDS:
             return self.max_new_tokens
         natural = transcript_bound(seconds, self.task.language)
@@ -183,22 +165,16 @@ def index(task: Task, data: str | None, limit: int | None, max_new_tokens: int |
 
 
 def choose_systems(job: Job, asked: Sequence[str], whisper: str | None, multilingual: bool) -> Job:
-    """
-    Return a job with what answers it: what was asked for, or what its kind has by default and can answer it.
-
-    Raises:
-        SystemsError: what was asked for cannot answer; see [`why_not`].
-    """
-    chosen, left_out = [], []
-    for name in asked or DEFAULT_SYSTEMS[job.task.kind]:
-        reason = why_not(job.task, name, whisper, multilingual, bool(job.num_recordings))
-        if reason is None:
-            chosen.append(name)
-        elif asked:
-            raise SystemsError(f"--systems {name} cannot answer {job.task.name}: {reason}.")
-        else:
-            left_out.append((name, reason))
-    return replace(job, systems=tuple(chosen), left_out=tuple(left_out))
+    """Return a job with its systems: those asked for, of which all must be able to answer it, or those of its kind."""
+    reasons = {
+        name: why_not(job.task, name, whisper, multilingual, bool(job.num_recordings))
+        for name in asked or DEFAULT_SYSTEMS[job.task.kind]
+    }
+    left_out = {name: reason for name, reason in reasons.items() if reason is not None}
+    for name, reason in left_out.items():
+        if asked:
+            raise ValueError(f"--systems {name} cannot answer {job.task.name}: {reason}.")
+    return replace(job, systems=tuple(name for name in reasons if name not in left_out), left_out=left_out)
 
 
 def check_control(job: Job, asked: Sequence[str]) -> None:
@@ -206,7 +182,7 @@ def check_control(job: Job, asked: Sequence[str]) -> None:
     names = tuple(asked) or DEFAULT_SYSTEMS[job.task.kind]
     if WRONG_AUDIO in names and job.num_recordings == 1:
         others = ",".join(name for name in names if name != WRONG_AUDIO)
-        raise SystemsError(
+        raise ValueError(
             f"{job.task.name} gives {len(job.ids)} clips of one recording; the wrong-audio control needs two different ones "
             f"or more. Take more, or leave it out by --systems {others}."
         )
@@ -221,12 +197,7 @@ def answer_job(
     state: PartialState,
     progress: bool = True,
 ) -> None:
-    """
-    Do this process' share of one task, which is read once; each batch is on disk before the next.
-
-    Raises:
-        RunFolderError: the folder has answers to other questions by the same ids.
-    """
+    """Do this process' share of one task, which is read once; each batch is on disk before the next."""
     outputs = {name: SystemOutputs(folder, job.task.name, name, state.process_index) for name in systems}
     before = {name: each.read() for name, each in outputs.items()}
     turns = {name: count() for name in systems}
@@ -234,7 +205,12 @@ def answer_job(
     with tqdm(total=total, desc=job.task.name, unit="answer", disable=not progress) as bar:
         for window in windows_of(job.items(), len(job.ids)):
             for name, system in systems.items():
-                _check_references(window, before[name], outputs[name].path)
+                for item in window:
+                    if item.id in before[name] and before[name][item.id]["references"] != item.references:
+                        raise RunFolderError(
+                            f"{outputs[name].path}: the references of {item.id!r} are not those of the answer that is "
+                            "there; the data have changed since. Choose another --output_dir."
+                        )
                 done = {one for one, row in before[name].items() if row["finish"] != ERROR}
                 asked = wrong_recordings(window) if name == WRONG_AUDIO else window
                 for batch in interruptible(batches_of(asked, processor, batch_size)):
@@ -249,16 +225,6 @@ def answer_job(
     for each in outputs.values():
         if progress and each.ended[ERROR]:
             tqdm.write(f"{job.task.name}: {each.told}", file=sys.stderr)
-
-
-def _check_references(items: Sequence[Item], rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Refuse items of which rows with other references are there."""
-    for item in items:
-        if item.id in rows and rows[item.id]["references"] != item.references:
-            raise RunFolderError(
-                f"{path}: the references of {item.id!r} are not those of the answer that is there; the data have changed "
-                "since. Choose another --output_dir."
-            )
 
 
 def answer_batch(job: Job, name: str, system: System, processor: Any, batch: Sequence[Item]) -> list[dict[str, Any]]:
@@ -279,31 +245,30 @@ def answer_batch(job: Job, name: str, system: System, processor: Any, batch: Seq
             answers[number] = failure(error)
     seconds = {number: sum(map(len, waveforms)) / processor.sampling_rate for number, waveforms in heard.items()}
     if heard:
-        given = system.answer(
-            [batch[number] for number in heard], list(heard.values()), [job.bound(seconds[number]) for number in heard]
-        )
+        bounds = [job.bound(each) for each in seconds.values()]
+        given = system([batch[number] for number in heard], list(heard.values()), bounds)
         answers.update(zip(heard, given, strict=True))
     each = (time.perf_counter() - began) / len(batch)
-    rows = []
-    for number, item in enumerate(batch):
-        answer = answers[number]
-        rows.append(
-            {
-                "task": job.task.name,
-                "system": name,
-                "id": item.id,
-                "prompt": item.prompt if answer.prompt is None else answer.prompt,
-                "audio": [recording_name(recording) for recording in item.recordings],
-                "duration_s": round(seconds.get(number, 0.0), 4),
-                "references": list(item.references),
-                "extra": {**item.extra, **(answer.extra or {})},
-                "output": answer.text,
-                "finish": answer.finish,
-                "error": answer.error,
-                "seconds": round(each + answer.more_seconds, 6),
-            }
-        )
-    return rows
+    return [
+        {
+            "task": job.task.name,
+            "system": name,
+            "id": item.id,
+            "prompt": item.prompt if answers[number].prompt is None else answers[number].prompt,
+            "audio": [
+                str(one["path"]) if isinstance(one, dict) and one.get("path") else recording_identity(one)
+                for one in item.recordings
+            ],
+            "duration_s": round(seconds.get(number, 0.0), 4),
+            "references": list(item.references),
+            "extra": {**item.extra, **(answers[number].extra or {})},
+            "output": answers[number].text,
+            "finish": answers[number].finish,
+            "error": answers[number].error,
+            "seconds": round(each + answers[number].more_seconds, 6),
+        }
+        for number, item in enumerate(batch)
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ a whole run
@@ -317,8 +282,9 @@ class Evaluation:
     folder: Path  # for outputs and scores
     state: PartialState  # this process among the others
     jobs: list[Job]  # tasks with their systems
+    processor: AudioLlmProcessor  # of the checkpoint
     whisper: str | None  # whose decoder answers; None where none is known
-    whisper_revision: str | None  # whose decoder answers; None where none is known
+    whisper_revision: str | None
     ctc_weight: float  # of CTC in the model's transcripts, as given or the checkpoint's own
 
 
@@ -333,19 +299,27 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ev
     jobs = [index(task, copies.get(task.name), options.limit, options.max_new_tokens) for task in tasks]
     for job in jobs:
         check_control(job, options.systems)
-    config = checkpoint_config(options)
-    weight = ctc_weight_of(options, config, any(task.kind == TRANSCRIPTION for task in tasks))
+    checkpoint = find_checkpoint(options.model)
+    processor = load_processor(checkpoint, options.revision)
+    config = AudioLlmConfig.from_pretrained(checkpoint, revision=options.revision or "main")
+    transcribes = any(task.kind == TRANSCRIPTION for task in tasks)
+    weight = options.ctc_weight
+    if weight is None:  # the checkpoint's default, which is for transcripts alone
+        weight = default_ctc_weight(config) if transcribes else 0.0
+    check_ctc_weight(config, weight)
+    if weight and not transcribes:
+        raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
     known = own_whisper(config)
     whisper = options.whisper or known
     revision = config.audio_model_revision if whisper is not None and whisper == known else None
     hears = {WHISPER, CASCADE} & set(options.systems) or not options.systems
     multilingual = bool(whisper and hears) and is_multilingual(str(whisper), revision)
     jobs = [choose_systems(job, options.systems, whisper, multilingual) for job in jobs]
-    run = Evaluation(options, folder, state, jobs, whisper, revision, weight)
+    run = Evaluation(options, folder, state, jobs, processor, whisper, revision, weight)
     check_same(folder, run_settings(run), task_settings(run))
     if state.is_main_process:
         for job in jobs:
-            for name, reason in job.left_out:
+            for name, reason in job.left_out.items():
                 print(f"{job.task.name}: {name} is left out: {reason}.")
     return run
 
@@ -356,33 +330,8 @@ def own_whisper(config: Any) -> str | None:
     return config.audio_model_id if getattr(audio_config, "model_type", None) == WHISPER else None
 
 
-def ctc_weight_of(options: EvaluateArguments, config: Any, transcribes: bool) -> float:
-    """Return the weight of CTC: as given, else the checkpoint's default, which is for transcripts alone."""
-    if options.ctc_weight is None:
-        return default_ctc_weight(config) if transcribes else 0.0
-    check_ctc_weight(config, options.ctc_weight)
-    if options.ctc_weight and not transcribes:
-        raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
-    return options.ctc_weight
-
-
-def checkpoint_config(options: EvaluateArguments) -> Any:
-    """Return the configuration of the checkpoint, or refuse one of another kind of model."""
-    try:
-        config = AutoConfig.from_pretrained(options.model, trust_remote_code=False, **_revision(options))
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"--model {options.model} cannot be read as a checkpoint: {error}{how_to_get(options.model)}"
-        ) from error
-    if config.model_type != AudioLlmConfig.model_type:
-        raise ValueError(
-            f"--model {options.model} is a model of the type {config.model_type!r}; expected {AudioLlmConfig.model_type!r}."
-        )
-    return config
-
-
 def run_settings(run: Evaluation) -> dict[str, Any]:
-    """Return what must be alike in all that a folder holds."""
+    """Return the settings that must be alike in all that a folder holds."""
     options = run.options
     device = options.device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     return {
@@ -446,35 +395,24 @@ def locked(run: Evaluation) -> Iterator[None]:
 
 
 def _answer(run: Evaluation, missing: Mapping[str, Sequence[str]]) -> None:
-    options = run.options
-    device = {"": run.state.device} if torch.cuda.is_available() else None
-    given: dict[str, Any] = {"trust_remote_code": False, **_revision(options)}
-    try:
-        processor = AutoProcessor.from_pretrained(options.model, **given)
-        kind = options.device_map or ("cuda" if device else "cpu")
-        dtype = suitable_dtype(options.model, options.dtype, kind, options.revision)
-        model: Any = AutoModelForMultimodalLM.from_pretrained(
-            options.model, dtype=dtype, device_map=options.device_map or device, **given
-        ).eval()
-    except (OSError, ValueError) as error:
-        advice = "" if "hf download" in str(error) else how_to_get(options.model)
-        raise ValueError(f"--model {options.model} cannot be loaded: {error}{advice}") from error
+    options, state = run.options, run.state
+    device = options.device_map or (str(state.device) if torch.cuda.is_available() else None)
+    model = load_model(find_checkpoint(options.model), options.dtype, device, options.revision)
     weights = fingerprint({name: value for name, value in model.state_dict().items() if value.is_floating_point()})
     check_same(run.folder, {"weights": weights}, {})
-    run.state.wait_for_everyone()  # none writes before all have looked
-    if run.state.is_main_process:
+    state.wait_for_everyone()  # none writes before all have looked
+    if state.is_main_process:
         write_json(run.folder / RUN_FILE, record_of(run, model, weights))
     known = (run.whisper, run.whisper_revision, run.folder, options.batch_size, run.ctc_weight)
-    builder = SystemBuilder(model, processor, *known)
+    builder = SystemBuilder(model, run.processor, *known)
     for job in run.jobs:
-        systems = {name: builder.build(job.task, name) for name in missing[job.task.name]}
-        if systems:
-            progress = run.state.is_main_process
-            answer_job(run.folder, job, systems, processor, options.batch_size, run.state, progress)
+        if names := missing[job.task.name]:
+            systems = {name: builder.build(job.task, name) for name in names}
+            answer_job(run.folder, job, systems, run.processor, options.batch_size, state, state.is_main_process)
 
 
 def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
-    """Return what `run.json` holds; of a run that goes on, with what it was begun with."""
+    """Return the contents of `run.json`; a run that goes on keeps the versions and the time of its beginning."""
     before, package = read_run(run.folder), package_facts()
     versions = {"audiollm": package["version"], **library_versions()}
     for name, then in before.get("versions", {}).items():
@@ -490,7 +428,7 @@ def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
             "group": job.task.group,
             "source": dict(job.task.source),
             "items": len(job.ids),
-            "left_out": dict(job.left_out),
+            "left_out": job.left_out,
             SETTINGS: settings[job.task.name],
         }
         for job in run.jobs
@@ -508,7 +446,3 @@ def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
         SETTINGS: {**run_settings(run), "weights": weights},
         "tasks": {**before.get("tasks", {}), **tasks},
     }
-
-
-def _revision(options: EvaluateArguments) -> dict[str, Any]:
-    return {} if options.revision is None else {"revision": options.revision}

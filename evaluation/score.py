@@ -19,7 +19,7 @@ from audiollm.command_line.option_parser import option, parser_of
 from audiollm.publishing.score_table import COUNTS, score_rows, with_interval
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 
-from .bootstrap import SAMPLES, percentiles, ratio
+from .bootstrap import SAMPLES, percentiles
 from .measures import RATIO, Answer, Convention, Measured, measures_of
 from .outputs import ERROR, LENGTH, REPEATED, Run, convention_of, joined_sessions, open_run, read_answers, write_rows
 from .systems import DEAF
@@ -29,7 +29,7 @@ from .word_error import NORMALISERS
 SCORES_FILE, ITEMS = "scores.json", "items"
 #: Seconds of audio for each second of work, pooled: not of an answer but of the whole.
 RTFX = "rtfx"
-#: What each metric's measures make of the answers to a task, by task and system.
+#: Figures by metric, of each task and system.
 AllMeasured = Mapping[tuple[str, str], Mapping[str, Measured]]
 
 
@@ -37,18 +37,15 @@ def score_run(
     folder: str | Path, normaliser: str | None = None, samples: int = SAMPLES, seed: int = 0
 ) -> dict[str, Any]:
     """
-    Score every finished system of every task, and write `scores.json` and `items/<task>/<system>.jsonl`.
+    Score every finished system of every task; write `scores.json`, which is returned, and `items/<task>/<system>.jsonl`.
 
     Args:
         folder: the `--output_dir` of `audiollm evaluate`.
         normaliser: instead of the tasks' own; see `word_error.py`.
         samples: drawn for intervals. seed: of the draws.
 
-    Returns:
-        What `scores.json` holds.
-
     Raises:
-        RunFolderError, JournalError: it is no such folder, or a file in it is damaged.
+        RunFolderError: it is no such folder, or a file in it is damaged.
         ValueError: there is no such metric or normaliser.
         ImportError: a library that a metric needs is not installed.
     """
@@ -87,20 +84,17 @@ def score_run(
 
 
 def measure_answers(answers: Sequence[Answer], metrics: Sequence[str], convention: Convention) -> dict[str, Measured]:
-    """Return what each metric's measures make of answers, by their names."""
+    """Return the figures of answers by the names of the measures that a task's metrics stand for."""
     return {name: score(answers, convention) for name, score in measures_of(metrics).items()}
 
 
 def figure_of(measured: Measured, samples: int, seed: int) -> dict[str, Any]:
     """Return a figure with its interval, as JSON; null where there is nothing to score."""
-    known = {"unit": measured.unit, "scored": len(measured.ids), "signature": measured.signature}
-    values = (measured.value, *measured.interval(samples, seed))
-    return {**dict(zip(("value", "low", "high"), map(finite, values))), **known}
-
-
-def finite(value: float) -> float | None:
-    """Return a number, or None where it is none."""
-    return value if math.isfinite(value) else None
+    values = zip(("value", "low", "high"), (measured.value, *measured.interval(samples, seed)))
+    return {
+        **{name: value if math.isfinite(value) else None for name, value in values},
+        **{"unit": measured.unit, "scored": len(measured.ids), "signature": measured.signature},
+    }
 
 
 def _speed(answers: Sequence[Answer]) -> Measured | None:
@@ -112,41 +106,34 @@ def _speed(answers: Sequence[Answer]) -> Measured | None:
 
 
 def _counts(answers: Sequence[Answer], measured: Mapping[str, Measured]) -> dict[str, int]:
-    """Return how many items there are, count, and do not, by reason."""
+    """Return the numbers of items, of those that count, and of those that do not, by reason."""
     finishes = [each.finish for each in answers]
     dropped = {reason: n for each in reversed(list(measured.values())) for reason, n in each.dropped.items() if n}
     return {
-        **{"items": len(answers), "scored": len(_main_of(measured).ids), "skipped_empty_reference": 0},
+        **{"items": len(answers), "scored": len(_scored(measured)), "skipped_empty_reference": 0},
         **{"empty_outputs": sum(not each.text.strip() for each in answers), "errors": finishes.count(ERROR)},
         **{"unparsable": 0, "length_limited": finishes.count(LENGTH), "repeated": finishes.count(REPEATED)},
         **dropped,
     }
 
 
-def _main_of(measured: Mapping[str, Measured]) -> Measured:
-    """Return the measure whose items are counted as scored: the first that has any."""
-    return next((each for each in measured.values() if each.ids), next(iter(measured.values())))
+def _scored(measured: Mapping[str, Measured]) -> Sequence[str]:
+    """Return the items that count: those of the first measure that has any."""
+    return next((each.ids for each in measured.values() if each.ids), ())
 
 
 def _items(answers: Sequence[Answer], measured: Mapping[str, Measured]) -> Iterator[dict[str, Any]]:
-    """Yield every answer with what its measures say of it; those that do not count have `scored` false."""
-    scored = set(_main_of(measured).ids)
+    """Yield every answer with the facts that measures have of it; those that do not count have `scored` false."""
+    scored = set(_scored(measured))
     for answer in answers:
         row: dict[str, Any] = {
-            "id": answer.id,
-            "duration_s": answer.duration_s,
-            "reference": answer.reference,
-            "output": answer.text,
-            "finish": answer.finish,
-            "scored": answer.id in scored,
+            **{"id": answer.id, "duration_s": answer.duration_s, "reference": answer.reference},
+            **{"output": answer.text, "finish": answer.finish, "scored": answer.id in scored},
         }
         for name, each in measured.items():
             for key, value in each.items.get(answer.id, {}).items():
                 row[key if key not in row else f"{name}_{key}"] = value
         yield row
-
-
-# ---------------------------------------------------------------------------------------------------------------- averages
 
 
 def group_averages(
@@ -157,65 +144,39 @@ def group_averages(
 
     An average of some of a group's tasks is `partial` and names those that are missing: it is not the leaderboard's.
     """
-    averages: dict[str, Any] = {}
-    for group in dict.fromkeys(filter(None, (run.task(task).get("group") for task in tasks))):
-        present = [task for task in tasks if run.task(task).get("group") == group]
+    groups = {task: run.task(task).get("group") for task in tasks}
+    averages: dict[str, Any] = {group: {} for group in groups.values() if group}
+    for group, by_system in averages.items():
+        present = [task for task in tasks if groups[task] == group]
         members = list(dict.fromkeys([*group_tasks(group), *present]))
-        by_system = averages[group] = {}
         for system in dict.fromkeys(system for task in present for system in tasks[task]["systems"]):
-            answered = {
-                task: tasks[task]["systems"][system]
-                for task in members
-                if task in present and system in tasks[task]["systems"]
-            }
-            drawn = {
-                (task, name): each.drawn(samples, seed)
-                for task in answered
-                for name, each in measured[task, system].items()
-                if each.ids
-            }
-            by_system[system] = _averages(members, answered, drawn)
+            scores = {task: tasks[task]["systems"][system] for task in members if (task, system) in measured}
+            by_system[system] = {}
+            for name in dict.fromkeys(name for each in scores.values() for name in each["metrics"]):
+                figures = {task: each["metrics"].get(name) for task, each in scores.items()}
+                figures = {task: each for task, each in figures.items() if each and each["value"] is not None}
+                if not figures:
+                    continue
+                low = high = None
+                if name == RTFX:
+                    value = sum(scores[task]["audio_seconds"] for task in figures)
+                    value /= sum(scores[task]["seconds"] for task in figures)
+                else:
+                    value = float(np.mean([each["value"] for each in figures.values()]))
+                    # Tasks are drawn from one seed, and independent: each in an order of its own.
+                    drawn = [measured[task, system][name].drawn(samples, seed) for task in figures]
+                    orders = [np.random.default_rng(index).permutation(each) for index, each in enumerate(drawn)]
+                    low, high = percentiles(np.mean(orders, axis=0))
+                missing = [task for task in members if task not in figures]
+                by_system[system][name] = {
+                    **{"value": value, "low": low, "high": high, "unit": next(iter(figures.values()))["unit"]},
+                    **{"tasks": list(figures), "missing": missing, "partial": bool(missing)},
+                }
     return averages
-
-
-def _averages(
-    members: Sequence[str], answered: Mapping[str, Any], drawn: Mapping[tuple[str, str], np.ndarray]
-) -> dict[str, Any]:
-    """Return one system's averages by metric, over the tasks of a group that it has answered."""
-    averages = {}
-    for name in dict.fromkeys(name for scores in answered.values() for name in scores["metrics"]):
-        figures = {task: scores["metrics"].get(name) for task, scores in answered.items()}
-        figures = {task: each for task, each in figures.items() if each and each["value"] is not None}
-        if not figures:
-            continue
-        if name == RTFX:
-            times = np.array([[answered[task]["audio_seconds"], answered[task]["seconds"]] for task in figures])
-            value, low, high = float(ratio(times.sum(axis=0))), None, None
-        else:
-            value = float(np.mean([each["value"] for each in figures.values()]))
-            # Tasks are drawn from one seed, and independent: each in an order of its own.
-            orders = [
-                np.random.default_rng(index).permutation(drawn[task, name]) for index, task in enumerate(figures)
-            ]
-            low, high = percentiles(np.mean(orders, axis=0))
-        missing = [task for task in members if task not in figures]
-        averages[name] = {
-            **{"value": value, "low": low, "high": high, "unit": next(iter(figures.values()))["unit"]},
-            **{"tasks": list(figures), "missing": missing, "partial": bool(missing)},
-        }
-    return averages
-
-
-# ------------------------------------------------------------------------------------------------------- shown to people
 
 
 def score_table(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -> str:
-    """
-    Return scores for people: a line for each figure, and what did not count.
-
-    Args:
-        tasks: only these, in their order, without means.
-    """
+    """Return a line for each figure, and for each reason not to count; `tasks` are only these, without means."""
     lines: list[tuple[str, str, str, str]] = []
     for row in score_rows(scores, tasks):
         for system, each in row.figures.items():
@@ -231,9 +192,6 @@ def score_table(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -
                     lines.append((task, "", SYSTEM_TITLES.get(system, system), items))
     widths = [max((len(line[column]) for line in lines), default=0) for column in range(3)]
     return "\n".join("  ".join([*map(str.ljust, line, widths), line[3]]) for line in lines)
-
-
-# ------------------------------------------------------------------------------------------------------------ the command
 
 
 @dataclass

@@ -12,11 +12,11 @@ Systems that answer a task's questions: the model, its control, and the baseline
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from .outputs import SystemOutputs
 from .tasks import Item, Task
 
 MODEL, WRONG_AUDIO, WHISPER, CASCADE, DEAF = "model", "wrong_audio", "whisper", "cascade", "deaf"
-#: What stands beside the model, by a task's kind.
+#: Systems that answer by default, by a task's kind.
 DEFAULT_SYSTEMS = {
     "asr": (MODEL, WRONG_AUDIO, WHISPER),
     "translation": (MODEL, WRONG_AUDIO, WHISPER, CASCADE, DEAF),
@@ -49,49 +49,33 @@ HEARD_KINDS = ("asr", "no_speech", "translation")
 TEXT_RETENTION, TRANSCRIPTION, TRANSLATION = "text_retention", "asr", "translation"
 
 
-class System(Protocol):
-    """Something that answers."""
-
-    def answer(
-        self, items: Sequence[Item], waveforms: Sequence[Sequence[np.ndarray]], bounds: Sequence[int]
-    ) -> list[Reply]:
-        """Return one answer each; `waveforms` are the decoded recordings of each item, `bounds` are in tokens."""
+#: Answers items, given the decoded recordings of each and the bound on each answer in tokens.
+System = Callable[[Sequence[Item], Sequence[Sequence[np.ndarray]], Sequence[int]], list[Reply]]
 
 
-@dataclass
-class ModelSystem:
-    """The AudioLLM, on items' own recordings or, as its control, on others'."""
-
-    generator: Generator
-
-    def answer(self, items, waveforms, bounds) -> list[Reply]:
-        """See [`System`]."""
-        asked = [ask(item.prompt, *heard) for item, heard in zip(items, waveforms)]
-        return self.generator.answer(asked, waveforms, bounds)
+def listen(generator: Generator, items, waveforms, bounds) -> list[Reply]:
+    """Answer by an AudioLLM, on items' own recordings or, as its control, on others'."""
+    asked = [ask(item.prompt, *heard) for item, heard in zip(items, waveforms)]
+    return generator.answer(asked, waveforms, bounds)
 
 
 @dataclass
 class WhisperSystem:
-    """
-    Whisper's own decoder; long recordings are cut where the AudioLLM's windows are, so that both hear the same.
-
-    Args:
-        known: by an item's id, what was heard in it and the seconds that took; grows with what is answered.
-    """
+    """Whisper's own decoder; long recordings are cut where the AudioLLM's windows are, so that both hear the same."""
 
     decoder: WhisperDecoder
     processor: Any
     batch_size: int
-    known: dict[str, tuple[str, float]] = field(default_factory=dict)
+    known: dict[str, tuple[str, float]] = field(default_factory=dict)  # transcripts and their seconds, by item
 
-    def answer(self, items, waveforms, bounds) -> list[Reply]:
-        """See [`System`]; its bound is the decoder's own."""
+    def __call__(self, items, waveforms, bounds) -> list[Reply]:
+        """Answer as a [`System`]; the bound is the decoder's own."""
         began = time.perf_counter()
         texts = iter(self.hear([waveform for heard in waveforms for waveform in heard]))
-        answers = [Reply(" ".join(filter(None, [next(texts) for _ in heard]))) for heard in waveforms]
+        answers = [" ".join(filter(None, [next(texts) for _ in heard])) for heard in waveforms]
         each = (time.perf_counter() - began) / len(answers)
-        self.known.update((item.id, (str(one.text), each)) for item, one in zip(items, answers))
-        return answers
+        self.known.update((item.id, (text, each)) for item, text in zip(items, answers))
+        return [Reply(text) for text in answers]
 
     def hear(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """Return a transcript of each waveform `(samples,)`."""
@@ -101,34 +85,30 @@ class WhisperSystem:
 
 @dataclass
 class TextSystem:
-    """
-    The base language model, asked with Whisper's transcripts in the place of the recordings, or with nothing there.
-
-    Args:
-        whisper: hears the recordings; what it has heard already is not heard twice. None for the deaf base.
-    """
+    """The base language model, given Whisper's transcripts in the place of the recordings, or nothing there."""
 
     generator: Generator  # of the base
-    whisper: WhisperSystem | None = None
+    whisper: WhisperSystem | None = None  # hears the recordings that it has not heard already; None for the deaf base
 
-    def answer(self, items, waveforms, bounds) -> list[Reply]:
-        """See [`System`]; an answer's `extra` has the transcripts."""
+    def __call__(self, items, waveforms, bounds) -> list[Reply]:
+        """Answer as a [`System`]; an answer's `extra` has the transcripts."""
         transcripts: list[list[str]] = []
         before: list[float] = []
         for item, heard in zip(items, waveforms):
-            known = self.whisper.known.get(item.id) if self.whisper and len(heard) == 1 else None
-            if self.whisper is None:
-                transcripts.append([""] * len(heard))
-            else:
-                transcripts.append([known[0]] if known else self.whisper.hear(heard))
-            before.append(known[1] if known else 0.0)
+            texts, seconds = [""] * len(heard), 0.0
+            if self.whisper and len(heard) == 1 and item.id in self.whisper.known:
+                text, seconds = self.whisper.known[item.id]
+                texts = [text]
+            elif self.whisper:
+                texts = self.whisper.hear(heard)
+            transcripts.append(texts)
+            before.append(seconds)
         prompts = [_written(item.prompt, texts) for item, texts in zip(items, transcripts)]
         asked = [[{"role": "user", "content": prompt}] for prompt in prompts]
         answers = self.generator.answer(asked, [[]] * len(prompts), bounds)
-        extras = [{"transcripts": texts} if self.whisper else None for texts in transcripts]
         return [
-            replace(one, prompt=prompt, extra=extra, more_seconds=seconds)
-            for one, prompt, extra, seconds in zip(answers, prompts, extras, before)
+            replace(one, prompt=prompt, extra={"transcripts": texts} if self.whisper else None, more_seconds=seconds)
+            for one, prompt, texts, seconds in zip(answers, prompts, transcripts, before)
         ]
 
 
@@ -138,32 +118,24 @@ def _written(prompt: str, texts: Sequence[str]) -> str:
     return "".join([pieces[0], *(text + piece for text, piece in zip(texts, pieces[1:], strict=True))]).strip()
 
 
-@dataclass
-class RetentionSystem:
+def measure_text(model: Any, tokenizer: Any, base: Any | None, items, waveforms, bounds) -> list[Reply]:
     """
-    Measures what a model makes of text: its likelihood, and whether the logits are those of its base. It answers nothing.
+    Return empty answers whose `extra` has the tokens of a text, the sum of their negative log likelihoods in nats, and
+    the difference of the logits from those of the base language model by itself, if it is given.
     """
-
-    model: Any  # what is measured
-    tokenizer: Any  # what is measured
-    base: Any | None = None  # the base language model by itself, to compare with; None measures likelihood alone
-
-    def answer(self, items, waveforms, bounds) -> list[Reply]:
-        """See [`System`]; an answer is empty, and its `extra` has what was measured of the prompt."""
-        return [Reply("", extra=self.measure(item.prompt)) for item in items]
-
-    def measure(self, text: str) -> dict[str, Any]:
-        """Return tokens scored, the sum of their negative log likelihoods in nats, and what differs from the base."""
-        ids = torch.tensor([self.tokenizer(text)["input_ids"]], device=self.model.device)
-        logits = _logits(self.model, ids)
+    replies = []
+    for item in items:
+        ids = torch.tensor([tokenizer(item.prompt)["input_ids"]], device=model.device)
+        logits = _logits(model, ids)
         nats = torch.nn.functional.cross_entropy(logits[:-1].double(), ids[0, 1:].cpu(), reduction="sum")
         measured = {"tokens": max(ids.shape[1] - 1, 0), "negative_log_likelihood": float(nats)}
-        if self.base is not None:
-            base_logits = _logits(self.base, ids)
+        if base is not None:
+            base_logits = _logits(base, ids)
             same = torch.equal(logits, base_logits)
             difference = 0.0 if same else float((logits.float() - base_logits.float()).abs().max())
             measured |= {"same_logits_as_base": same, "largest_logit_difference": difference}
-        return measured
+        replies.append(Reply("", extra=measured))
+    return replies
 
 
 @torch.inference_mode()
@@ -172,23 +144,13 @@ def _logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids.to(model.device)).logits[0].cpu()
 
 
-# ---------------------------------------------------------------------------------------------------- what can answer what
-
-
 def spoken_language(task: Task) -> str | None:
     """Return the language of a task's recordings, where it is known: of a translation, not its answers'."""
     return task.source.get("source_language") if task.kind == TRANSLATION else task.language
 
 
 def why_not(task: Task, system: str, whisper: str | None, is_multilingual: bool, has_recordings: bool) -> str | None:
-    """
-    Return why a system cannot answer a task; None where it can.
-
-    Args:
-        whisper: the Whisper model, None where none is known.
-        is_multilingual: whether it hears other languages than English.
-        has_recordings: whether the task's questions have any.
-    """
+    """Return the reason for which a system cannot answer a task, or None. `whisper` is None if none is known."""
     if system in NEED_RECORDINGS and not has_recordings:
         return "its questions have no recordings"
     if system == WRONG_AUDIO and task.kind == "no_speech":
@@ -213,14 +175,12 @@ def why_not(task: Task, system: str, whisper: str | None, is_multilingual: bool,
 
 
 def is_multilingual(whisper: str, revision: str | None) -> bool:
-    """Return whether a Whisper hears other languages than English."""
+    """Return True if a Whisper hears other languages than English."""
     folder, _ = locate_whisper(whisper, revision)
-    return bool(
-        getattr(GenerationConfig.from_pretrained(folder, revision=revision or "main"), "is_multilingual", False)
-    )
+    config = GenerationConfig.from_pretrained(folder, revision=revision or "main")
+    return bool(getattr(config, "is_multilingual", False))
 
 
-# ------------------------------------------------------------------------------------------------------- making systems
 @dataclass
 class SystemBuilder:
     """Makes systems of one model, each part when it is first needed."""
@@ -228,12 +188,12 @@ class SystemBuilder:
     model: Any  # what is evaluated
     processor: Any  # what is evaluated
     whisper: str | None  # the Whisper whose decoder answers
-    revision: str | None  # the Whisper whose decoder answers
+    revision: str | None  # of that Whisper
     folder: Path  # of the run, where the decoder's transcripts may be already
     batch_size: int  # windows at a time in Whisper
     ctc_weight: float = 0.0  # of CTC, when the model's transcripts are chosen; other answers are not
     #: The latest task's transcripts, for its cascade.
-    _heard: tuple[str, "WhisperSystem"] | None = None
+    _heard: tuple[str, WhisperSystem] | None = None
 
     @cached_property
     def _generator(self) -> Generator:
@@ -249,7 +209,7 @@ class SystemBuilder:
 
     @cached_property
     def _base_alone(self) -> Any:
-        return load_text_model(self.model.config, self.model.get_input_embeddings().weight.dtype, self.model.device)
+        return load_text_model(self.model)
 
     @cached_property
     def _decoder(self) -> WhisperDecoder:
@@ -260,9 +220,9 @@ class SystemBuilder:
         """Return the system of that name, for one task."""
         if task.kind == TEXT_RETENTION:
             measured, base = (self.model, self._base_alone) if name == MODEL else (self._base_alone, None)
-            return RetentionSystem(measured, self.processor.tokenizer, base)
+            return partial(measure_text, measured, self.processor.tokenizer, base)
         if name in (MODEL, WRONG_AUDIO):
-            return ModelSystem(self._transcriber if task.kind == TRANSCRIPTION else self._generator)
+            return partial(listen, self._transcriber if task.kind == TRANSCRIPTION else self._generator)
         if name == DEAF:
             return TextSystem(self._text_generator)
         if name == WHISPER and task.kind == TRANSLATION:
@@ -289,7 +249,7 @@ class SystemBuilder:
 
 
 def holds_its_base(model: Any) -> bool:
-    """Return whether an AudioLLM's answers to text are its base's, as far as the weights say."""
+    """Return True if the weights that answer text are those of the base."""
     tied = model.config.get_text_config().tie_word_embeddings
     prefixes = ("model.language_model.",) if tied else ("model.language_model.", "lm_head.")
     held = {
@@ -300,19 +260,16 @@ def holds_its_base(model: Any) -> bool:
     return model.config.base_fingerprint.get("text") == fingerprint(held)
 
 
-def load_text_model(config: Any, dtype: torch.dtype, device: torch.device | str) -> Any:
-    """Load the base language model that a checkpoint was made from, by itself."""
+def load_text_model(model: Any) -> Any:
+    """Load the base language model that an AudioLLM was made from, by itself."""
+    config = model.config
     if not config.text_model_id:
         raise ValueError("The checkpoint does not say which language model it was made from.")
     folder, revision = resolve_base(config.text_model_id, "text"), config.text_model_revision or "main"
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, revision=revision, dtype=dtype, trust_remote_code=False, use_safetensors=True
-    )
-    return model.eval().to(device)
+    known = {"dtype": model.get_input_embeddings().weight.dtype, "trust_remote_code": False, "use_safetensors": True}
+    return AutoModelForCausalLM.from_pretrained(folder, revision=revision, **known).eval().to(model.device)
 
 
 def base_text_model(model: Any) -> Any:
-    """Return what answers text as the base does: the AudioLLM itself, or the base where training has changed it."""
-    if holds_its_base(model):
-        return model
-    return load_text_model(model.config, model.get_input_embeddings().weight.dtype, model.device)
+    """Return a model that answers text as the base does: the AudioLLM, or the base if training has changed it."""
+    return model if holds_its_base(model) else load_text_model(model)

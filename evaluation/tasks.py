@@ -21,7 +21,6 @@ from audiollm.corpora.columns import OVERRIDE_HINT
 from audiollm.corpora.dataset_places import READ_ERRORS
 from audiollm.corpora.examples import problem_lines
 from audiollm.corpora.normalisers import language_of, normaliser_for
-from audiollm.processing.conversations import AUDIO_PLACEHOLDER
 
 TASKS_FILE = Path(__file__).parent / "tasks.yaml"
 CONFIG_SEPARATOR, PAIR_SEPARATOR, EVERY_CONFIG = ":", "-", "*"
@@ -32,7 +31,7 @@ TRANSCRIPT = "transcript"
 LETTER_CASE = "sentence_case"
 #: Codes that configs begin with, where the usual one is another.
 LANGUAGE_CODES = {"cmn": "zh"}
-#: Where words are not separated, characters are compared.
+#: Languages without spaces between words are compared by characters.
 CHARACTER_NORMALISER, CHARACTER_METRIC = "characters", "character_error"
 NAMES_SHOWN = 8
 
@@ -42,12 +41,7 @@ class TaskError(ValueError):
 
 
 class TaskDataError(TaskError):
-    """
-    Rows of a task's data that are no questions; the message names every one.
-
-    Attributes:
-        problems: (where, reason) of each.
-    """
+    """Rows of a task's data that are no questions; the message names every one, `problems` has (where, reason) of each."""
 
     def __init__(self, task: str, problems: list[tuple[str, str]]):
         self.problems = problems
@@ -74,8 +68,8 @@ class Item:
     problem: str | None = None  # why it cannot be asked of the control, which plays it another recording
 
 
-#: Gives a task's questions: from a copy on disk, or None for where the benchmark is; at least so many, or None for all.
-Reader = Callable[["Task", str | None, int | None], Iterator[Item | BadClip]]
+#: Gives a task's questions from a copy on disk, or from where the benchmark is if that is None.
+Reader = Callable[["Task", str | None], Iterator[Item | BadClip]]
 
 
 @dataclass(frozen=True)
@@ -92,24 +86,25 @@ class Task:
     A benchmark, or one language or part of one.
 
     Attributes:
-        source: where it comes from, as JSON: benchmark, hub, config, split, licence, terms, citation, and what scoring
-            needs to know: `source_language` (spoken, of a translation), `judge`.
+        source: facts for the record: benchmark, hub, config, split, licence, terms, citation, and for scoring
+            `source_language` (spoken, of a translation) and `judge`.
     """
 
-    name: str  # what `--tasks` calls it
+    name: str  # as in `--tasks`
     kind: str  # one of `tasks.yaml`, which decides how answers are asked for and scored
-    metrics: tuple[str, ...]  # names of the metrics that its answers get
+    metrics: tuple[str, ...]  # of its answers
     language: str | None  # code of the language that answers are in; None where they are in none
-    normaliser: str  # a name of `NORMALISERS`, applied to references and answers that are compared word by word
+    normaliser: str  # a name of `NORMALISERS`, for what is compared word by word
     source: Mapping[str, Any]
     max_new_tokens: int | None  # bound on an answer; None where it follows from the length of the recording
     group: str | None  # tasks whose scores are averaged, unweighted
     reader: Reader = field(repr=False, compare=False)  # gives the questions
-    prompt: str = ""  # what the reader needs; see `tasks.yaml`
-    forms: tuple[Form, ...] = field(default=(), repr=False)  # what the reader needs; see `tasks.yaml`
-    config: str | None = None  # what the reader needs; see `tasks.yaml`
-    answer: str | None = None  # what the reader needs; see `tasks.yaml`
-    openslr: str | None = None  # what the reader needs; see `tasks.yaml`
+    # What the reader needs; see `tasks.yaml`.
+    prompt: str = ""
+    forms: tuple[Form, ...] = field(default=(), repr=False)
+    config: str | None = None
+    answer: str | None = None
+    openslr: str | None = None
 
     def items(self, data: str | None = None, limit: int | None = None) -> Iterator[Item]:
         """
@@ -121,56 +116,45 @@ class Task:
 
         Raises:
             TaskError: the data cannot be read; raised when the first question is asked for.
-            TaskDataError: rows are malformed. Raised before the first question where all rows are known at once (JSON),
-                else after the last one, since a stream is not read twice.
+            TaskDataError: rows are malformed; raised after the last question, since a stream is not read twice.
         """
         seen: Counter[str] = Counter()
         problems: list[tuple[str, str]] = []
-        found = 0
-        for item in self._read(data, limit):
+        for item in self._read(data):
             if isinstance(item, BadClip):
                 problems.append((item.id, item.reason))
                 continue
-            placeholders = item.prompt.count(AUDIO_PLACEHOLDER)
-            if placeholders != len(item.recordings):
-                reason = f"its prompt has {placeholders} {AUDIO_PLACEHOLDER} for {len(item.recordings)} recordings"
-                problems.append((item.id, reason))
-                continue
             seen[item.id] += 1
             yield item if seen[item.id] == 1 else replace(item, id=f"{item.id}#{seen[item.id]}")
-            found += 1
-            if found == limit:
+            if seen.total() == limit:
                 break
         if problems:
             raise TaskDataError(self.name, problems)
-        if not found:
+        if not seen:
             raise TaskError(f"Task {self.name!r}: {data or 'its data'} holds no questions.")
 
-    def _read(self, data: str | None, limit: int | None) -> Iterator[Item | BadClip]:
+    def _read(self, data: str | None) -> Iterator[Item | BadClip]:
         """Yield what the reader gives; its errors name the task."""
+        if data is not None and not self.forms and self.kind != "no_speech":
+            raise TaskError(f"Task {self.name!r} is here already and takes no --data, got {data!r}.")
         try:
-            yield from self.reader(self, data, limit)
-        except TaskDataError:
-            raise
+            yield from self.reader(self, data)
         except (DownloadError, *READ_ERRORS) as error:
             reason = str(error).removesuffix(OVERRIDE_HINT)
             raise TaskError(f"Task {self.name!r}: {reason}") from error
-
-
-# ------------------------------------------------------------------------------------------------------- tasks by name
 
 
 def find_task(name: str) -> Task:
     """
     Return one task: `prompts`, or of a family one config, `fleurs:de_de`, also by language alone, `fleurs:de`.
 
-    Raises:
-        TaskError: there is no such task or config, or a family is named without one; near names are given.
+    TaskError is raised if there is no such task or config, or a family is named without one; near names are given.
     """
     family, _, config = name.partition(CONFIG_SEPARATOR)
     entry = families().get(family)
     if entry is None:
-        raise TaskError(_unknown(name))
+        every = [*tables()["tasks"], *tables()["aliases"]]
+        raise TaskError(f"There is no task {name!r}.{_perhaps(family.strip(), every)} There are: {', '.join(every)}.")
     known = _configs(entry)
     if not known:
         if config:
@@ -178,13 +162,13 @@ def find_task(name: str) -> Task:
         return _task(family, None, entry)
     if not config:
         raise TaskError(f"Task {family!r} comes in {_listed(known)}; name one, such as {family}:{known[0]}.")
-    if config not in known and not _matches_pattern(entry, config):
+    configs = dataset_named(entry["forms"][0][0]).configs
+    if config not in known and not (isinstance(configs, str) and re.fullmatch(configs, config)):
         asked = re.split("[-_]", config)
         same = [each for each in known if [*_languages(entry, each)][-len(asked) :] == asked]
         if len(same) != 1:
-            near = difflib.get_close_matches(config, known, n=3)
-            hint = f" Perhaps {' or '.join(f'{family}:{each}' for each in near)}?" if near else ""
-            raise TaskError(f"Task {family!r} has no config {config!r}.{hint} It has {_listed(known)}.")
+            near = _perhaps(config, known)
+            raise TaskError(f"Task {family!r} has no config {config!r}.{near} It has {_listed(known)}.")
         config = same[0]
     return _task(family, config, entry)
 
@@ -194,9 +178,6 @@ def tasks_named(names: Iterable[str]) -> list[Task]:
     Return tasks by names and aliases, in that order, each once.
 
     A family without a config stands for the configs that its entry lists, `family:*` for all.
-
-    Raises:
-        TaskError: there is neither a task nor an alias of a name.
     """
     expanded: list[str] = []
     for name in names:
@@ -242,18 +223,15 @@ def task_table() -> str:
     return "\n\n".join(blocks) + "\n\nNames for several tasks:\n" + "\n".join(several) + "\n"
 
 
-# ------------------------------------------------------------------------------------------------------------- the table
-
-
 @lru_cache(maxsize=1)
 def tables() -> dict[str, Any]:
-    """Return what `tasks.yaml` holds."""
+    """Return the contents of `tasks.yaml`."""
     return yaml.safe_load(TASKS_FILE.read_text(encoding="utf-8"))
 
 
 @lru_cache(maxsize=1)
 def _datasets() -> dict[str, Corpus]:
-    return {**load_catalogue(), **corpora_of(tables()["datasets"])}
+    return load_catalogue() | corpora_of(tables()["datasets"])
 
 
 def dataset_named(name: str, config: str | None = None) -> Corpus:
@@ -262,8 +240,6 @@ def dataset_named(name: str, config: str | None = None) -> Corpus:
 
     As references, transcripts are taken as they are written, and an empty one is a row like any other.
     """
-    if name not in _datasets():
-        raise TaskError(f"There is no dataset {name!r} in the tables.")
     corpus = _datasets()[name]
     columns = dict(corpus.columns)
     if "text" in columns:
@@ -288,19 +264,18 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
         corpus = dataset_named(name, rest[0] if rest else chosen)
         forms.append(Form(corpus, str(config) if entry.get("splits") else split))
     name = family if config is None else f"{family}{CONFIG_SEPARATOR}{config}"
-    source: dict[str, Any] = {"benchmark": name, **entry.get("about", {})}
+    source: dict[str, Any] = {"benchmark": name, "judge": entry.get("judge"), **entry.get("about", {})}
     if forms:
         form = next((form for form in forms if form.corpus.hub and not form.corpus.withdrawn), forms[0])
         corpus = form.corpus
+        known = ("title", "hub", "revision", "licence", "terms", "withdrawn", "citation", "note")
         source |= {
-            **{"benchmark": corpus.name.partition(CONFIG_SEPARATOR)[0], "title": corpus.title, "hub": corpus.hub},
-            **{"revision": corpus.revision, "config": corpus.config or config, "split": form.split},
-            **{"licence": corpus.licence, "terms": corpus.terms, "withdrawn": corpus.withdrawn},
-            **{"citation": corpus.citation, "note": corpus.note, "unknown": list(corpus.unknown) or None},
+            **{"benchmark": corpus.name.partition(CONFIG_SEPARATOR)[0], "config": corpus.config or config},
+            **{"split": form.split, "unknown": list(corpus.unknown) or None},
+            **{name: getattr(corpus, name) for name in known},
         }
     if entry["kind"] == "translation":
         source["source_language"] = spoken
-    source["judge"] = entry.get("judge")
     return Task(
         name=name,
         kind=entry["kind"],
@@ -308,14 +283,11 @@ def _task(family: str, config: str | None, entry: Mapping[str, Any]) -> Task:
         language=language,
         normaliser=normaliser,
         source={key: value for key, value in source.items() if value is not None},
-        max_new_tokens=entry.get("max_new_tokens"),
-        group=entry.get("group"),
         reader=READERS[entry["reader"]],
         prompt=entry.get("prompt", ""),
         forms=tuple(forms),
         config=config,
-        answer=entry.get("answer"),
-        openslr=entry.get("openslr"),
+        **{field: entry.get(field) for field in ("max_new_tokens", "group", "answer", "openslr")},
     )
 
 
@@ -336,14 +308,8 @@ def _configs(entry: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*first, *every]))
 
 
-def _matches_pattern(entry: Mapping[str, Any], config: str) -> bool:
-    """Return whether a dataset that says by a pattern which configs it has, has this one."""
-    pattern = dataset_named(entry["forms"][0][0]).configs
-    return isinstance(pattern, str) and bool(re.fullmatch(pattern, config))
-
-
 def _languages(entry: Mapping[str, Any], config: str) -> tuple[str | None, str | None]:
-    """Return codes of what is spoken and of what is answered in, from a config such as `de_de`, `en_zh-CN`, `de_de-en_us`."""
+    """Return the codes of the languages spoken and answered in, from a config: `de_de`, `en_zh-CN`, `de_de-en_us`."""
     if not config or entry.get("language"):
         return entry.get("language"), entry.get("language")
     spoken = target = config
@@ -360,9 +326,6 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + more
 
 
-def _unknown(name: str) -> str:
-    known = [*tables()["tasks"], *tables()["aliases"]]
-    near = difflib.get_close_matches(name.partition(CONFIG_SEPARATOR)[0].strip(), known, n=3)
-    near = near or [each for each in known if name.strip() and name.strip().lower() in each][:3]
-    hint = f" Perhaps {' or '.join(map(repr, near))}?" if near else ""
-    return f"There is no task {name!r}.{hint} There are: {', '.join(known)}."
+def _perhaps(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3) or [each for each in known if name and name.lower() in each][:3]
+    return f" Perhaps {' or '.join(map(repr, near))}?" if near else ""

@@ -17,7 +17,7 @@ from audiollm.corpora.normalisers import NORMALISERS as BASIC_NORMALISERS
 from .leaderboard import IGNORED_SEGMENT, normalize_leaderboard
 
 LEADERBOARD = "leaderboard"
-#: What makes texts alike before they are compared, by name: that of the Open ASR Leaderboard, and those of
+#: Normalisers by name: that of the Open ASR Leaderboard, and those of
 #: `audiollm.corpora.normalisers`.
 NORMALISERS: dict[str, Callable[[str], str]] = {**BASIC_NORMALISERS, LEADERBOARD: normalize_leaderboard}
 #: Units that errors are counted in; also the normaliser that makes every character a word, between spaces of its own.
@@ -32,10 +32,10 @@ class WordErrorScore:
     """A corpus' word error rate and what it is made of."""
 
     word_error: float  # substitutions, deletions and insertions over reference words; a fraction, which can exceed 1
-    substitutions: int  # counts over the corpus
-    deletions: int  # counts over the corpus
-    insertions: int  # counts over the corpus
-    reference_words: int  # counts over the corpus
+    substitutions: int  # as the next ones, a count over the corpus
+    deletions: int
+    insertions: int
+    reference_words: int
     clips: int  # pairs scored
     skipped: int  # pairs whose reference has no word once normalised, which are left out
 
@@ -46,20 +46,15 @@ class WordErrorScore:
 
 @dataclass(frozen=True)
 class TextErrors:
-    """
-    Errors of one hypothesis.
-
-    Attributes:
-        skipped: why the pair does not count, `EMPTY_REFERENCE` or `IGNORED_REFERENCE`; None where it does.
-    """
+    """Errors of one hypothesis, in words or characters."""
 
     reference: str  # the texts as compared, normalised
-    hypothesis: str  # the texts as compared, normalised
-    length: int = 0  # words, or characters, of the reference
-    substitutions: int = 0  # words, or characters
-    deletions: int = 0  # words, or characters
-    insertions: int = 0  # words, or characters
-    skipped: str | None = None
+    hypothesis: str
+    length: int = 0  # of the reference
+    substitutions: int = 0
+    deletions: int = 0
+    insertions: int = 0
+    skipped: str | None = None  # why the pair does not count; None where it does
 
     @property
     def errors(self) -> int:
@@ -68,22 +63,13 @@ class TextErrors:
 
 
 def optional_library(name: str, extra: str) -> ModuleType:
-    """Return a library of one of this package's extras; ImportError, which names the extra, if it is not installed."""
+    """Return a library of one of this package's extras; an ImportError names the extra if it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(
             f'{name} is not installed: {error}. `pip install "audiollm[{extra}]"` installs it.'
         ) from error
-
-
-def check_normaliser(normaliser: str) -> None:
-    """
-    Raises:
-        ValueError: there is no such normaliser.
-    """
-    if normaliser not in NORMALISERS:
-        raise ValueError(f"There is no normaliser {normaliser!r}; expected one of {', '.join(NORMALISERS)}.")
 
 
 def aligner_for(normaliser: str, unit: str = WORDS) -> str:
@@ -97,11 +83,10 @@ def word_errors(
     """
     Return word or character errors of each pair, both sides normalised.
 
-    Spaces between words are characters, as in jiwer; those that the normaliser "characters" puts between characters are
-    not.
+    Spaces between words are characters, as in jiwer; those that the normaliser "characters" makes are not.
 
     Args:
-        references, hypotheses: what was said and what was heard, one each.
+        references, hypotheses: texts that were said and heard, one each.
         normaliser: a name of `NORMALISERS`; it decides the aligner, see [`aligner_for`].
         unit: `WORDS` or `CHARACTERS`.
 
@@ -111,14 +96,19 @@ def word_errors(
     """
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses; expected one each.")
-    check_normaliser(normaliser)
+    if normaliser not in NORMALISERS:
+        raise ValueError(f"There is no normaliser {normaliser!r}; expected one of {', '.join(NORMALISERS)}.")
     normalise = NORMALISERS[normaliser]
     return [_errors(normalise(one), normalise(other), normaliser, unit) for one, other in zip(references, hypotheses)]
 
 
 def _errors(reference: str, hypothesis: str, normaliser: str, unit: str) -> TextErrors:
     """Return the errors of a pair of normalised texts."""
-    skipped = _why_skipped(reference, normaliser)
+    skipped = None
+    if reference.strip().lower() == IGNORED_SEGMENT:
+        skipped = IGNORED_REFERENCE
+    elif not (reference.strip() if normaliser == LEADERBOARD else any(map(str.isalnum, reference))):
+        skipped = EMPTY_REFERENCE
     if unit == CHARACTERS:
         space = "" if normaliser == CHARACTERS else " "
         reference, hypothesis = space.join(reference.split()), space.join(hypothesis.split())
@@ -134,14 +124,6 @@ def _errors(reference: str, hypothesis: str, normaliser: str, unit: str) -> Text
     return TextErrors(reference, hypothesis, counted.hits + wrong + missing, wrong, missing, counted.insertions)
 
 
-def _why_skipped(reference: str, normaliser: str) -> str | None:
-    """Return why a normalised reference does not count: the leaderboard's rule for its normaliser; else, that it has no word."""
-    if reference.strip().lower() == IGNORED_SEGMENT:
-        return IGNORED_REFERENCE
-    has_any = bool(reference.strip()) if normaliser == LEADERBOARD else any(map(str.isalnum, reference))
-    return None if has_any else EMPTY_REFERENCE
-
-
 def score_word_error(
     references: Sequence[str], hypotheses: Sequence[str], normaliser: str = "english"
 ) -> WordErrorScore:
@@ -154,22 +136,16 @@ def score_word_error(
     """
     pairs = word_errors(references, hypotheses, normaliser)
     scored = [pair for pair in pairs if pair.skipped is None]
-    words = sum(pair.length for pair in scored)
+    names = ("substitutions", "deletions", "insertions", "length")
+    wrong, missing, added, words = (sum(getattr(pair, name) for pair in scored) for name in names)
     if not words:
         raise ValueError("No reference has a word left after normalisation; there is nothing to score.")
-    return WordErrorScore(
-        word_error=sum(pair.errors for pair in scored) / words,
-        substitutions=sum(pair.substitutions for pair in scored),
-        deletions=sum(pair.deletions for pair in scored),
-        insertions=sum(pair.insertions for pair in scored),
-        reference_words=words,
-        clips=len(scored),
-        skipped=len(pairs) - len(scored),
-    )
+    rate = (wrong + missing + added) / words
+    return WordErrorScore(rate, wrong, missing, added, words, clips=len(scored), skipped=len(pairs) - len(scored))
 
 
 def convention(unit: str, normaliser: str) -> str:
-    """Return what a figure was counted by, in one line, as sacreBLEU's signatures: `unit:words|normaliser:...|aligner:...`."""
+    """Return the signature of a figure, as sacreBLEU writes them: `unit:words|normaliser:...|aligner:...`."""
     aligner = aligner_for(normaliser, unit)
     signature = f"unit:{unit}|normaliser:{normaliser}|aligner:{aligner}-{metadata.version(aligner)}"
     return f"{signature}|compounds:merged" if aligner == KALDIALIGN else signature

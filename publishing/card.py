@@ -19,20 +19,28 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from audiollm import AudioLlmConfig, __version__
-from audiollm.command_line.files import sha256_of, write_whole
+from audiollm.base_models import EMBEDDED_PREFIX
+from audiollm.command_line.files import CHECKSUM_BLOCK_BYTES, write_whole
 from audiollm.command_line.option_parser import option, parser_of
 from huggingface_hub import ModelCard
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .header import CardError, evaluation_results, find_base, is_own, make_header
+from .header import SCORED_SYSTEM, CardError, evaluation_results, find_base, is_own, make_header
 from .record import MIB, read_record
-from .score_table import score_table
+from .score_table import (
+    COUNTS,
+    READING,
+    SYSTEMS,
+    evaluation_command,
+    score_rows,
+    systems_of,
+    with_interval,
+)
 
 CARD_FILE = "README.md"
 TEMPLATE = Path(__file__).parent / "model_card.md"
 ROLES = {"text": "language model", "audio": "audio encoder"}
 MS_PER_FRAME = 20
-UNKNOWN = "not recorded"
 EVALUATION = "evaluation"
 #: Headings under which people describe what the training record does not hold, by the section that is about the same.
 OWN_HEADINGS = {
@@ -112,8 +120,7 @@ def make_card(
         online: ask the Hub for the licences of bases that lie there.
 
     Raises:
-        CardError: there is no checkpoint, its card cannot be read or has none of our sections, or the scores are no
-            scores.
+        CardError: there is no checkpoint, its card cannot be read or has none of our sections, or scores are missing.
     """
     folder, given = Path(folder), given or {}
     config, weights, runs = read_config(folder), weight_files(folder), read_record(folder)["runs"]
@@ -122,35 +129,37 @@ def make_card(
     old_text = earlier.text if earlier is not None and earlier.text.strip() else ""
     present = sections(old_text)
     if old_text and not present and not add_sections:
-        raise CardError(
-            f"{path} has none of the sections that this command renews, and is left as it is. --append puts them behind it; "
-            "or move it away."
-        )
-    digest = _sha256_of_all(weights)
+        raise CardError(f"{path} has none of this command's sections, and is left. --append puts them behind it.")
+    hashed = hashlib.sha256()
+    for file in weights:
+        with file.open("rb") as content:
+            while block := content.read(CHECKSUM_BLOCK_BYTES):
+                hashed.update(block)
+    digest = hashed.hexdigest()
     still_scored = scores is None and digest in present.get(EVALUATION, "")
     own_results = [] if earlier is None else [each for each in earlier.data.get("eval_results") or [] if is_own(each)]
-    results = evaluation_results(scores) if scores is not None else own_results if still_scored else []
-    bases = {
-        role: find_base(
-            getattr(config, f"{role}_model_id"),
-            getattr(config, f"{role}_model_revision"),
-            config.base_fingerprint.get(role),
-            online,
-        )
-        for role in ROLES
-    }
+    results = own_results if still_scored else []
+    evaluation: dict[str, Any] = {}
+    if scores is not None:
+        if not isinstance(scores.get("tasks"), dict) or not scores["tasks"]:
+            raise CardError("The scores have no tasks; expected the scores.json of `audiollm evaluate score`.")
+        if SCORED_SYSTEM not in systems_of(scores):
+            raise CardError(f"The scores are of {systems_of(scores)}; there are none of the model itself.")
+        results = evaluation_results(scores)
+        evaluation = {
+            **{"scores": scores, "systems": systems_of(scores), "score_rows": score_rows(scores), "titles": SYSTEMS},
+            **{"reading": READING, "counts_told": COUNTS, "with_interval": with_interval},
+            "evaluation_command": evaluation_command(scores.get("run", {}), repo or str(folder)),
+        }
+    named = {role: (getattr(config, f"{role}_model_id"), getattr(config, f"{role}_model_revision")) for role in ROLES}
+    bases = {role: find_base(*base, online) for role, base in named.items()}
     name = (repo or folder.absolute().name).rpartition("/")[2]
     is_adapter = config.weight_format == "adapter"
-    header = make_header(
-        name,
-        is_adapter,
-        bases,
-        [each["path"] for run in runs for each in run.get("data") or []],
-        results,
-        given,
-        None if earlier is None else earlier.data,
-    )
+    data_paths = [each["path"] for run in runs for each in run.get("data") or []]
+    old_header = None if earlier is None else earlier.data
+    header = make_header(name, is_adapter, bases, data_paths, results, given, old_header)
     own_text = SECTION.sub("", old_text)
+    described = {section: heading.search(own_text) for section, heading in OWN_HEADINGS.items() if not runs}
     new = ModelCard.from_template(
         header,
         template_path=str(TEMPLATE),
@@ -159,21 +168,17 @@ def make_card(
         bases=bases,
         config=config,
         whole=not is_adapter,
-        embedded=is_adapter and any(str(getattr(config, f"{role}_model_id")).startswith("pypi:") for role in ROLES),
+        embedded=is_adapter and any(str(model_id).startswith(EMBEDDED_PREFIX) for model_id, _ in named.values()),
         weight_mib=f"{sum(file.stat().st_size for file in weights) / MIB:.3g}",
         weights_digest=digest,
-        ms_per_token=MS_PER_FRAME * config.stack_factor,
-        lora=_lora(config),
+        ms_per_frame=MS_PER_FRAME,
         data_licence=given.get("data_license"),
-        described={
-            section: found[1]
-            for section, heading in OWN_HEADINGS.items()
-            if not runs and (found := heading.search(own_text))
-        },
-        runs=[{**run, "title": STAGES.get(run["stage"], run["stage"]), "facts": _facts(run)} for run in runs],
-        evaluation=score_table(scores, repo or str(folder)) if scores is not None else None,
+        described={section: found[1] for section, found in described.items() if found},
+        runs=runs,
+        stages=STAGES,
         is_scored=scores is not None or still_scored,
         citation=CITATION.replace("{version}", __version__),
+        **evaluation,
     )
     text = seal(new.text)
     remarks: list[str] = []
@@ -188,27 +193,15 @@ def make_card(
 
 
 def write_card(folder: str | os.PathLike, **options: Any) -> Card:
-    """
-    Make the card of a checkpoint and write it into its folder.
-
-    Args, Raises: those of [`make_card`].
-    """
+    """Make the card of a checkpoint and write it into its folder; `options` and errors are those of [`make_card`]."""
     card = make_card(folder, **options)
     if card.written:
         write_whole(Path(folder) / CARD_FILE, card.text)
     return card
 
 
-# ---- files of a checkpoint -----------------------------------------------------------------------------------------
-
-
 def read_config(folder: Path) -> AudioLlmConfig:
-    """
-    Read a checkpoint's configuration.
-
-    Raises:
-        CardError: there is no AudioLLM checkpoint in the folder.
-    """
+    """Read a checkpoint's configuration; CardError if there is no AudioLLM checkpoint in the folder."""
     path = folder / "config.json"
     if not path.is_file():
         raise CardError(f"{folder} is no checkpoint: there is no {path.name} in it. Give the folder of a saved model.")
@@ -222,12 +215,7 @@ def read_config(folder: Path) -> AudioLlmConfig:
 
 
 def read_card(path: Path) -> ModelCard | None:
-    """
-    Read a card, if there is one.
-
-    Raises:
-        CardError: its header cannot be read.
-    """
+    """Read a card, if there is one; CardError if its header cannot be read."""
     if not path.is_file():
         return None
     try:
@@ -237,12 +225,7 @@ def read_card(path: Path) -> ModelCard | None:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """
-    Return the safetensors files of a checkpoint, in order.
-
-    Raises:
-        CardError: there are none, or files that the index names are missing.
-    """
+    """Return the safetensors files of a checkpoint, in order; CardError if some are missing."""
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.is_file():
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
@@ -255,12 +238,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def read_scores(path: str) -> dict[str, Any]:
-    """
-    Read the scores of an evaluation.
-
-    Raises:
-        CardError: the file is missing or holds no JSON object.
-    """
+    """Read the scores of an evaluation; CardError if the file is missing or holds no JSON object."""
     try:
         scores = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -268,19 +246,6 @@ def read_scores(path: str) -> dict[str, Any]:
     if not isinstance(scores, dict):
         raise CardError(f"--scores {path} holds no JSON object; expected the scores.json of an evaluation.")
     return scores
-
-
-def _sha256_of_all(files: Sequence[Path]) -> str:
-    """Return the SHA-256 of a file's content, or of those of several, one after the other."""
-    if len(files) == 1:
-        return sha256_of(files[0])
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-# ---- sections ------------------------------------------------------------------------------------------------------
 
 
 def sections(text: str) -> dict[str, str]:
@@ -326,55 +291,6 @@ def renew(old: str, new: str, keep: frozenset[str] = frozenset()) -> tuple[str, 
 
 def _digest(body: str) -> str:
     return hashlib.sha256(body.strip().encode()).hexdigest()[:DIGEST_DIGITS]
-
-
-# ---- contents of sections ------------------------------------------------------------------------------------------
-
-
-def _lora(config: AudioLlmConfig) -> str:
-    shown = []
-    for name in config.lora_adapters:
-        settings = config.adapter_settings(name)
-        modules = ", ".join(settings["target_modules"])
-        shown.append(f"{name}: rank {settings['rank']}, alpha {settings['alpha']:g}, on {modules}")
-    return "; ".join(shown)
-
-
-def _facts(run: Mapping[str, Any]) -> dict[str, str]:
-    """Return what is known of a run, by its name in the card."""
-    package, hyperparameters = run.get("audiollm") or {}, run.get("hyperparameters") or {}
-    seconds, trained, memory = run.get("seconds"), run.get("trainable_parameters"), run.get("peak_memory_mib")
-    loss, resumed = run.get("final_loss"), run.get("resumed_from")
-    facts = {
-        "started from": f"`{run['starts_from']}`" if run.get("starts_from") else None,
-        "trained": f"{trained:,} parameters; {run.get('precision') or UNKNOWN}" if trained is not None else None,
-        "length": ", ".join(f"{run[name]:g} {name}" for name in ("steps", "epochs") if run.get(name) is not None),
-        "final loss": f"{loss:.4g}" if loss is not None else None,
-        "hyper-parameters": ", ".join(f"{name} {_shown(value)}" for name, value in hyperparameters.items()),
-        "hardware": _machine(run.get("machine"), run.get("processes") or 1),
-        "time": (f"{seconds / 60:.1f} minutes" if seconds is not None else UNKNOWN)
-        + (f", without the part of an interrupted run before step {resumed}" if resumed else ""),
-        "peak memory": f"{memory:,} MiB of the first process" if memory is not None else None,
-        "AudioLLM": f"{package.get('version') or UNKNOWN}, commit {package.get('commit') or UNKNOWN}",
-        "versions": ", ".join(f"{name} {version}" for name, version in (run.get("versions") or {}).items()),
-    }
-    return {name: value or UNKNOWN for name, value in facts.items() if value is not None}
-
-
-def _machine(machine: Mapping[str, Any] | None, processes: int) -> str:
-    if not machine:
-        return UNKNOWN
-    parts = [f"{processes} process{'' if processes == 1 else 'es'}", *(machine.get("gpus") or [])]
-    parts.append(f"{machine.get('cores') or '?'} cores of {machine.get('processor') or UNKNOWN}")
-    parts += [f"{machine['memory_gib']:g} GiB of memory"] if machine.get("memory_gib") else []
-    return ", ".join([*parts, *([machine["system"]] if machine.get("system") else [])])
-
-
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value).replace("|", "\\|")
-
-
-# ---- command -------------------------------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

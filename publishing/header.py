@@ -1,6 +1,8 @@
 """The YAML header of a card, made with huggingface_hub's classes, which have the Hub check it before anything is sent."""
 
+import contextlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,8 @@ from huggingface_hub import CardData, EvalResult, HfApi, ModelCard, ModelCardDat
 from huggingface_hub.errors import HTTPError
 
 HUB_URL = "https://huggingface.co/"
-HUB_DATA_PREFIX = "hub:"
+#: A dataset of the Hub in training options: `hub:org/name?split=train`.
+HUB_DATASET = re.compile(r"hub:([^?]+)")
 PIPELINE = "audio-text-to-text"
 TAGS = ("audiollm", "speech", "custom_code")
 #: The Hub's names of tasks and metrics, by ours; others keep their own.
@@ -36,48 +39,29 @@ class Base:
     shown: str  # id in Markdown, with its source
     hub_id: str | None = None  # id on the Hub; None for a folder on somebody's disk
     licence: str | None = None  # SPDX or the Hub's name; None where it is not known
-    revision: str | None = None
-    fingerprint: str | None = None
 
 
-def find_base(model_id: str | None, revision: str | None, fingerprint: str | None, online: bool = True) -> Base:
-    """
-    Return the known facts about a base model, by its id in a checkpoint's configuration.
-
-    Args:
-        online: ask the Hub for the licence of a model that lies there.
-    """
+def find_base(model_id: str | None, revision: str | None = None, online: bool = True) -> Base:
+    """Return the known facts about a base model, by its id in a configuration; `online` asks the Hub for its licence."""
     if not model_id:
-        return Base("a base that is not named", "not recorded", None, None, revision, fingerprint)
-    if model_id.startswith(EMBEDDED_PREFIX):
-        embedded = EMBEDDED_BASES.get(model_id.removeprefix(EMBEDDED_PREFIX))
-        if embedded is None:
-            return Base(model_id, f"`{model_id}`", None, None, revision, fingerprint)
+        return Base("a base that is not named", "not recorded")
+    embedded = EMBEDDED_BASES.get(model_id.removeprefix(EMBEDDED_PREFIX))
+    if model_id.startswith(EMBEDDED_PREFIX) and embedded is not None:
         hub_id = embedded.hub_id
         wheels = " and ".join(f"{each.distribution} {each.version}" for each in embedded.wheels)
         shown = f"`{model_id}`: [{hub_id}]({HUB_URL}{hub_id}), from PyPI ({wheels}), SHA-256 `{embedded.sha256}`"
-        return Base(hub_id.rpartition("/")[2], shown, hub_id, embedded.licence, revision, fingerprint)
+        return Base(hub_id.rpartition("/")[2], shown, hub_id, embedded.licence)
+    data: Any = None
     if os.path.isabs(model_id) or os.path.isdir(model_id):
-        name, licence = Path(model_id).name, _licence_in(Path(model_id) / "README.md")
-        return Base(name, f"`{name}`, a folder that has no Hub id", None, licence, revision, fingerprint)
-    licence = _licence_on_the_hub(model_id, revision) if online else None
-    shown = f"[{model_id}]({HUB_URL}{model_id})"
-    return Base(model_id.rpartition("/")[2], shown, model_id, licence, revision, fingerprint)
-
-
-def _licence_in(card: Path) -> str | None:
-    try:
-        return ModelCard.load(card, ignore_metadata_errors=True).data.get("license") if card.is_file() else None
-    except (OSError, ValueError):
-        return None
-
-
-def _licence_on_the_hub(model_id: str, revision: str | None) -> str | None:
-    try:
-        data = HfApi().model_info(model_id, revision=revision, timeout=HUB_TIMEOUT_SECONDS).card_data
-    except (HTTPError, OSError, ValueError):
-        return None
-    return None if data is None else data.get("license_name") or data.get("license")
+        name, card = Path(model_id).name, Path(model_id) / "README.md"
+        with contextlib.suppress(OSError, ValueError):
+            data = ModelCard.load(card, ignore_metadata_errors=True).data if card.is_file() else None
+        return Base(name, f"`{name}`, a folder that has no Hub id", None, data and data.get("license"))
+    with contextlib.suppress(HTTPError, OSError, ValueError):
+        if online:
+            data = HfApi().model_info(model_id, revision=revision, timeout=HUB_TIMEOUT_SECONDS).card_data
+    licence = data and (data.get("license_name") or data.get("license"))
+    return Base(model_id.rpartition("/")[2], f"[{model_id}]({HUB_URL}{model_id})", model_id, licence)
 
 
 def evaluation_results(scores: Mapping[str, Any]) -> list[EvalResult]:
@@ -111,7 +95,7 @@ def evaluation_results(scores: Mapping[str, Any]) -> list[EvalResult]:
 
 
 def is_own(result: EvalResult) -> bool:
-    """Return whether an entry of a card was made by `evaluation_results`."""
+    """Return True for an entry that `evaluation_results` has made."""
     return isinstance(result.metric_args, dict) and result.metric_args.keys() == OWN_ARGUMENTS
 
 
@@ -133,16 +117,13 @@ def make_header(
         name: of the model.
         is_adapter: the checkpoint lacks the weights of its bases.
         bases: by role.
-        data_paths: of the training data; datasets of the Hub are named.
+        data_paths: of the training data, as its options name it; datasets of the Hub are named.
         results: the model's scores; they replace results of ours in the earlier header.
         given: `license`, `language`, `datasets`, from the command line.
         earlier: the header of the card that is there.
     """
     old: dict[str, Any] = {} if earlier is None else {k: v for k, v in vars(earlier).items() if v is not None}
-    # `hub:org/name?split=train` is a source's name in training options.
-    on_hub = [
-        path.removeprefix(HUB_DATA_PREFIX).partition("?")[0] for path in data_paths if path.startswith(HUB_DATA_PREFIX)
-    ]
+    on_hub = [HUB_DATASET.match(path) for path in data_paths]
     old_results = old.get("eval_results") or []
     gone = {result.metric_type for result in old_results if is_own(result)}
     kept = [metric for metric in _joined(old.get("metrics")) if metric not in gone]
@@ -152,7 +133,7 @@ def make_header(
         "language": _joined(old.get("language"), given.get("language")),
         "library_name": "transformers",
         "pipeline_tag": PIPELINE,
-        "datasets": _joined(old.get("datasets"), on_hub, given.get("datasets")),
+        "datasets": _joined(old.get("datasets"), [each[1] for each in on_hub if each], given.get("datasets")),
         "tags": _joined(old.get("tags"), TAGS, ["lora"] if is_adapter else []),
         "metrics": _joined(kept, [result.metric_type for result in results]),
         "eval_results": [*(result for result in old_results if not is_own(result)), *results],

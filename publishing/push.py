@@ -12,12 +12,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from audiollm.command_line.option_parser import option, parser_of
 from huggingface_hub import CommitInfo, CommitOperationAdd, CommitOperationDelete, HfApi
@@ -38,7 +38,6 @@ from .record import RECORD_FILE
 DEFAULT_BRANCH = "main"
 #: Weights in a repository's root. Those of an earlier upload would be loaded beside or instead of new ones.
 ROOT_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
-
 #: Files of a checkpoint by purpose, besides its weights and code.
 ALLOWED = {
     "model configuration": ("config.json", "generation_config.json"),
@@ -69,6 +68,8 @@ SECRETS = {
 TEXT_SUFFIXES = (".json", ".md", ".txt", ".py", ".jinja", ".yaml", ".yml")
 #: Files that loading with `trust_remote_code` needs, both written by `processor.save_pretrained`.
 REQUIRED = ("processor_config.json", "tokenizer.json")
+#: Contents to upload by their path in the repository: a file of this machine, or bytes.
+Files = Mapping[str, Path | bytes]
 
 
 @dataclass
@@ -91,37 +92,14 @@ class PushArguments:
     yes: bool = option(False, "Do not ask.")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A file to upload: its path in the repository, its place on this machine or its content, and its purpose."""
-
-    name: str
-    source: Path | bytes
-    why: str
-
-    @property
-    def size(self) -> int:
-        """Size in bytes."""
-        return len(self.source) if isinstance(self.source, bytes) else self.source.stat().st_size
-
-    @property
-    def text(self) -> str:
-        """Content of a text file."""
-        content = self.source if isinstance(self.source, bytes) else self.source.read_bytes()
-        return content.decode("utf-8", errors="replace")
-
-
 @dataclass
 class Plan:
     """Contents of a push."""
 
-    entries: list[Entry]  # files to upload
+    files: dict[str, Path | bytes]  # to upload
     left_out: list[str]  # files that stay; a folder is listed once
     stale: list[str] = field(default_factory=list)  # weights to remove from the repository
     remarks: list[str] = field(default_factory=list)  # sentences to read before agreeing
-
-
-# ---- files of a checkpoint -----------------------------------------------------------------------------------------
 
 
 def purpose_of(name: str) -> str | None:
@@ -133,49 +111,33 @@ def purpose_of(name: str) -> str | None:
 
 
 def make_manifest(folder: str | os.PathLike) -> Plan:
-    """
-    Sort the files of a checkpoint's folder into those to upload and those that stay.
-
-    Raises:
-        CardError: weights, code or processor are missing.
-    """
+    """Sort a folder's files into those to upload and those that stay; CardError if it is not a whole checkpoint."""
     folder = Path(folder)
-    named = {**dict.fromkeys(code_files(folder), "code"), **{path.name: "weights" for path in weight_files(folder)}}
-    entries, left_out = [], set()
+    named = {*code_files(folder), *(path.name for path in weight_files(folder))}
+    plan = Plan({}, [])
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()
-        why = named.get(name) or purpose_of(name)
-        if why is not None:
-            entries.append(Entry(name, path, why))
+        if name in named or purpose_of(name):
+            plan.files[name] = path
         else:
             first, below, _ = name.partition("/")
-            left_out.add(first + below)
-    present = {entry.name for entry in entries}
+            plan.left_out.append(first + below)
+    plan.left_out = list(dict.fromkeys(plan.left_out))
     for name in REQUIRED:
-        if name not in present:
-            raise CardError(
-                f"{folder} has no {name}, without which nobody can load it: processor.save_pretrained(folder)."
-            )
-    return Plan(entries, sorted(left_out))
+        if name not in plan.files:
+            raise CardError(f"{folder} has no {name}, which loading needs; call processor.save_pretrained(folder).")
+    return plan
 
 
 def code_files(folder: Path) -> list[str]:
-    """
-    Return the names of the code files that a checkpoint's configurations name, and of those that they import.
-
-    Raises:
-        CardError: one is missing.
-    """
-    modules: set[str] = set()
-    for name in ("config.json", "processor_config.json"):
-        path = folder / name
-        if path.is_file():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            references = list((found.get("auto_map") or {}).values())
-            references += [each.get("impl") for each in (found.get("custom_pipelines") or {}).values()]
-            modules.update(str(reference).partition(".")[0] for reference in references if reference)
+    """Return the code files that a checkpoint's configurations name, with their imports; CardError if one is missing."""
+    references: list[str] = []
+    for path in filter(Path.is_file, (folder / "config.json", folder / "processor_config.json")):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        references += (found.get("auto_map") or {}).values()
+        references += [each["impl"] for each in (found.get("custom_pipelines") or {}).values()]
     files: set[str] = set()
-    for module in modules:
+    for module in {reference.partition(".")[0] for reference in references}:
         path = folder / f"{module}.py"
         try:
             files.update([path.name, *(Path(file).name for file in get_relative_import_files(path))])
@@ -187,32 +149,26 @@ def code_files(folder: Path) -> list[str]:
     return sorted(files)
 
 
-def refuse_secrets(entries: Sequence[Entry]) -> None:
+def refuse_secrets(files: Files) -> None:
     """
     Raises:
         CardError: a file to upload holds something like a credential; file, line and kind are named, not the credential.
     """
     found = []
-    for entry in entries:
-        text = entry.text if entry.name.endswith(TEXT_SUFFIXES) else ""
+    for name, source in files.items():
+        if not name.endswith(TEXT_SUFFIXES):
+            continue
+        text = (source if isinstance(source, bytes) else source.read_bytes()).decode("utf-8", errors="replace")
         for kind, pattern in SECRETS.items():
             for hit in pattern.finditer(text):
-                found.append(f"{entry.name}, line {text.count(chr(10), 0, hit.start()) + 1}: {kind}")
+                found.append(f"{name}, line {text.count(chr(10), 0, hit.start()) + 1}: {kind}")
     if found:
         lines = "\n  ".join(found)
         raise CardError(f"Nothing was uploaded: this looks like credentials:\n  {lines}\nTake it out and revoke it.")
 
 
-# ---- plan and upload -----------------------------------------------------------------------------------------------
-
-
 def make_plan(options: PushArguments) -> Plan:
-    """
-    Return everything that a push will do; nothing is sent.
-
-    Raises:
-        CardError: the checkpoint is not whole, its card cannot be read, or there is a credential in it.
-    """
+    """Return everything that a push will do; CardError if the checkpoint is not whole or has a credential in it."""
     folder = Path(options.model)
     if not folder.is_dir():
         raise CardError(f"--model {folder} is not a folder; what lies on the Hub need not be pushed.")
@@ -222,20 +178,18 @@ def make_plan(options: PushArguments) -> Plan:
     if earlier is None or not earlier.text.strip() or sections(earlier.text):
         card = make_card(folder, repo=options.repo, online=True)
         plan.remarks += card.remarks
-        plan.entries = [entry for entry in plan.entries if entry.name != CARD_FILE]
-        plan.entries.append(Entry(CARD_FILE, card.text.encode(), "model card"))
-    refuse_secrets(plan.entries)
+        plan.files[CARD_FILE] = card.text.encode()
+    refuse_secrets(plan.files)
     for role, shown in ROLES.items():
         model_id = getattr(config, f"{role}_model_id")
-        if config.weight_format == "adapter" and find_base(model_id, None, None, online=False).hub_id is None:
+        if config.weight_format == "adapter" and find_base(model_id, online=False).hub_id is None:
             plan.remarks.append(
                 f"The {shown} is a folder of this machine ({model_id}): others must pass {role}_model_id= to from_pretrained."
             )
-    plan.entries.sort(key=lambda entry: (entry.name.count("/"), entry.name))
     return plan
 
 
-def stale_weights(api: HfApi, options: PushArguments, names: Sequence[str]) -> list[str]:
+def stale_weights(api: HfApi, options: PushArguments, names: Iterable[str]) -> list[str]:
     """Return the weights in a repository's root, from an earlier upload, that files of these names do not replace."""
     try:
         there = api.list_repo_files(options.repo, revision=options.revision)
@@ -245,57 +199,42 @@ def stale_weights(api: HfApi, options: PushArguments, names: Sequence[str]) -> l
     return sorted(is_weight.difference(names))
 
 
-def upload(api: HfApi, plan: Plan, repo_id: str, message: str, revision: str | None = None) -> CommitInfo:
-    """
-    Upload what was planned in one commit; the repository exists.
-
-    Raises:
-        HTTPError, RuntimeError: the Hub refuses, or cannot be reached. What had arrived is not sent again by the next push.
-    """
+def upload(
+    api: HfApi, plan: Plan, repo_id: str, message: str, revision: str | None = None, run_as_future: bool = False
+) -> CommitInfo | Future[CommitInfo]:
+    """Upload the files of a plan in one commit; the repository exists. The next push sends only what did not arrive."""
     if revision not in (None, DEFAULT_BRANCH):
         api.create_branch(repo_id, branch=str(revision), exist_ok=True)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        *(CommitOperationAdd(entry.name, entry.source) for entry in plan.entries),
+        *(CommitOperationAdd(name, source) for name, source in plan.files.items()),
         *(CommitOperationDelete(name) for name in plan.stale),
     ]
-    return api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    known: dict[str, Any] = {"commit_message": message, "revision": revision, "run_as_future": run_as_future}
+    return api.create_commit(repo_id, operations, **known)
 
 
 def upload_checkpoint(
-    api: HfApi,
-    folder: str | Path,
-    repo_id: str,
-    message: str,
-    revision: str | None = None,
-    run_as_future: bool = False,
+    api: HfApi, folder: str | Path, repo_id: str, message: str, **options: Any
 ) -> CommitInfo | Future[CommitInfo]:
     """
-    Upload the files of a folder that belong to its checkpoint; the repository exists.
+    Upload the files of a folder that belong to its checkpoint, with options of [`upload`]; the repository exists.
 
-    Args:
-        api: with the token to use.
-        run_as_future: upload in the background. Uploads of one `api` come one after the other.
-
-    Raises:
-        CardError: the checkpoint is not whole, or holds something like a credential.
+    CardError is raised if the checkpoint is not whole, or holds something like a credential.
     """
     plan = make_manifest(folder)
-    refuse_secrets(plan.entries)
-    if run_as_future:
-        return api.run_as_future(upload, api, plan, repo_id, message, revision)
-    return upload(api, plan, repo_id, message, revision)
-
-
-# ---- command -------------------------------------------------------------------------------------------------------
+    refuse_secrets(plan.files)
+    return upload(api, plan, repo_id, message, **options)
 
 
 def describe(plan: Plan) -> str:
     """Return the plan as a table."""
-    width = max(len(entry.name) for entry in plan.entries)
-    sizes = [entry.size for entry in plan.entries]
+    sizes = {name: len(it) if isinstance(it, bytes) else it.stat().st_size for name, it in plan.files.items()}
+    width = max(map(len, sizes))
     lines = ["Goes up:"]
-    lines += [f"  {entry.name:{width}}  {_shown(size):>8}  {entry.why}" for entry, size in zip(plan.entries, sizes)]
-    lines.append(f"  {len(sizes)} files, {_shown(sum(sizes))}")
+    for name in sorted(sizes, key=lambda name: (name.count("/"), name)):
+        why = purpose_of(name) or ("code" if name.endswith(".py") else "weights")
+        lines.append(f"  {name:{width}}  {_shown(sizes[name]):>8}  {why}")
+    lines.append(f"  {len(sizes)} files, {_shown(sum(sizes.values()))}")
     if plan.left_out:
         lines += ["Stays here:", *(f"  {name}" for name in plan.left_out)]
     if plan.stale:
@@ -308,47 +247,42 @@ def _shown(num_bytes: int) -> str:
     return tqdm.format_sizeof(num_bytes, "B")
 
 
-def agreed(options: PushArguments) -> bool:
-    """
-    Ask at the terminal.
-
-    Raises:
-        CardError: nobody is there to answer.
-    """
-    if options.yes:
-        return True
-    if not sys.stdin.isatty():
-        raise CardError("Nobody can be asked here. Read the list above, then give --yes; --dry_run only lists.")
-    return input(f"Upload to {options.repo}? [y/N] ").strip().lower() in ("y", "yes")
+def push(options: PushArguments) -> None:
+    """List the files that go up, ask, and upload them; CardError if the checkpoint cannot be pushed."""
+    plan, api = make_plan(options), HfApi()
+    try:
+        plan.stale = stale_weights(api, options, plan.files)
+    except (HTTPError, OSError) as error:
+        if not options.dry_run:
+            raise
+        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+        plan.remarks.append(f"The Hub could not be asked what lies in {options.repo}: {first_line}")
+    print(describe(plan), flush=True)
+    if options.dry_run:
+        print("Nothing was uploaded.")
+        return
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise CardError("Nobody can be asked here. Read the list above, then give --yes; --dry_run only lists.")
+        if input(f"Upload to {options.repo}? [y/N] ").strip().lower() not in ("y", "yes"):
+            sys.exit("audiollm push: nothing was uploaded.")
+    repo_id = api.create_repo(options.repo, private=options.private or None, exist_ok=True).repo_id
+    commit = upload(api, plan, repo_id, options.commit_message, options.revision)
+    assert isinstance(commit, CommitInfo)
+    if options.tag:
+        api.create_tag(repo_id, tag=options.tag, revision=commit.oid)
+    print(commit.commit_url)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm push`."""
     parser = parser_of(PushArguments, "push", "--model FOLDER --repo ORG/NAME [options]", __doc__)
-    (options,) = parser.parse_args_into_dataclasses(sys.argv[1:] if arguments is None else list(arguments))
+    (options,) = parser.parse_args_into_dataclasses(arguments)
     try:
-        plan, api = make_plan(options), HfApi()
-        try:
-            plan.stale = stale_weights(api, options, [entry.name for entry in plan.entries])
-        except (HTTPError, OSError) as error:
-            if not options.dry_run:
-                raise
-            first_line = str(error).strip().partition("\n")[0] or type(error).__name__
-            plan.remarks.append(f"The Hub could not be asked what lies in {options.repo}: {first_line}")
-        print(describe(plan), flush=True)
-        if options.dry_run:
-            print("Nothing was uploaded.")
-            return
-        if not agreed(options):
-            sys.exit("audiollm push: nothing was uploaded.")
-        repo_id = api.create_repo(options.repo, private=options.private or None, exist_ok=True).repo_id
-        commit = upload(api, plan, repo_id, options.commit_message, options.revision)
-        if options.tag:
-            api.create_tag(repo_id, tag=options.tag, revision=commit.oid)
+        push(options)
     except (HFValidationError, CardError, LocalTokenNotFoundError) as error:
         sys.exit(f"audiollm push: {error}")
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # of huggingface_hub's uploads, too
         sys.exit(
             f"audiollm push: {error}\nThe upload is not complete. The same command goes on: what has arrived is not sent again."
         )
-    print(commit.commit_url)

@@ -42,12 +42,7 @@ MEMORY_UNIT_BYTES = 1 if sys.platform == "darwin" else 1 << 10
 
 
 def read_record(folder: str | os.PathLike) -> dict[str, Any]:
-    """
-    Return the record in a checkpoint's folder; it has no runs where there is no file.
-
-    Raises:
-        CardError: the file is not one that `add_run` has written.
-    """
+    """Return the record in a checkpoint's folder, without runs if there is no file; CardError if it is no record."""
     path = Path(folder) / RECORD_FILE
     if not path.is_file():
         return {"runs": []}
@@ -74,36 +69,23 @@ def add_run(folder: str | os.PathLike, run: Mapping[str, Any], starts_from: str 
     """
     earlier: list[dict[str, Any]] = []
     if starts_from is not None:
-        found = starts_from if os.path.isdir(starts_from) else _folder_on_the_hub(starts_from)
-        earlier = read_record(found)["runs"] if found is not None else []
+        with contextlib.suppress(OSError):  # a repository without a record
+            is_here = os.path.isdir(starts_from)
+            before = starts_from if is_here else os.path.dirname(str(cached_file(starts_from, RECORD_FILE)))
+            earlier = read_record(before)["runs"]
     path = Path(folder) / RECORD_FILE
     write_json(path, {"runs": [*earlier, dict(run)]})
     return path
 
 
-def _folder_on_the_hub(repo_id: str) -> str | None:
-    try:
-        found = cached_file(repo_id, RECORD_FILE, _raise_exceptions_for_missing_entries=False)
-    except OSError:
-        return None
-    return str(Path(str(found)).parent) if found else None
-
-
 def command_line(words: Sequence[str] | None = None) -> str:
-    """
-    Return a command as somebody else would give it, without the folders of this machine and without secrets.
-
-    Args:
-        words: of the command; those of this process by default.
-    """
+    """Return a command, by default this process', without the folders of this machine and without secrets."""
     first, *rest = sys.argv if words is None else words
     program = Path(first).name
-    if program == "cli.py" or program == "audiollm":
+    if program in ("cli.py", "audiollm"):
         start = ["audiollm"]
-    elif program.endswith(".py"):
-        start = ["python", shown_path(first)]
-    else:
-        start = ["python"]  # an interactive session, or -c
+    else:  # without a script, an interactive session or -c
+        start = ["python", *([shown_path(first)] if program.endswith(".py") else [])]
     shown, hide_next = [], False
     for word in rest:
         name, is_pair, value = word.partition("=")
@@ -132,17 +114,12 @@ def describe_file(path: str) -> dict[str, str | None]:
 
 
 def package_facts() -> dict[str, str | None]:
-    """Return the version of AudioLLM, and the commit it was installed from or runs from, if known."""
-    return {"version": audiollm.__version__, "commit": _installed_commit() or _checkout_commit()}
-
-
-def _installed_commit() -> str | None:
-    """Return the commit that pip recorded (PEP 610) when it installed from a repository."""
-    try:
+    """Return the version of AudioLLM, and the commit it was installed from (PEP 610) or runs from, if known."""
+    commit = None
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
         text = importlib.metadata.distribution("audiollm").read_text("direct_url.json")
-        return json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
+        commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
+    return {"version": audiollm.__version__, "commit": commit or _checkout_commit()}
 
 
 def _checkout_commit() -> str | None:
@@ -151,11 +128,10 @@ def _checkout_commit() -> str | None:
     if not ((folder / ".git").exists() and (folder / "setup.cfg").is_file()):
         return None
     command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes"]
-    try:
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_SECONDS)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
+        return done.stdout.strip()
+    return None
 
 
 def library_versions() -> dict[str, str]:
@@ -169,21 +145,16 @@ def library_versions() -> dict[str, str]:
 
 def machine_facts() -> dict[str, Any]:
     """Return the facts about this machine: processor, usable cores, memory in GiB, names of GPUs."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, IndexError):  # of Linux, which names it here alone
+        processor = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    facts: dict[str, Any] = {"system": platform.system(), "processor": _processor(), "cores": cores}
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        facts["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+    facts: dict[str, Any] = {"system": platform.system(), "processor": processor, "cores": cores}
+    facts["memory_gib"] = round(memory, 1)
     if torch.cuda.is_available():
         facts["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return facts
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def peak_memory_mib() -> float:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .header import SCORED_SYSTEM, CardError
+from .header import SCORED_SYSTEM
 from .record import SECRET_OPTION, shown_path
 
 #: Titles of the systems, in the order of the columns.
@@ -70,93 +70,29 @@ def systems_of(scores: Mapping[str, Any]) -> list[str]:
 
 
 def score_rows(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -> list[ScoreRow]:
-    """
-    Return the rows of an evaluation's scores.
-
-    Args:
-        scores: contents of an evaluation's `scores.json`.
-        tasks: only these, without means.
-    """
-    systems, rows = systems_of(scores), []
-    for task in scores["tasks"] if tasks is None else tasks:
-        by_system = scores["tasks"].get(task, {}).get("systems", {})
-        found = {name: by_system[name].get("metrics", {}) for name in systems if name in by_system}
-        rows += _rows(task, found)
-    for group, by_system in (scores.get("averages") or {}).items() if tasks is None else ():
-        rows += _rows(f"mean of {group}", {name: by_system[name] for name in systems if name in by_system})
-    return rows
-
-
-def _rows(task: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[ScoreRow]:
-    rows = []
-    for metric in dict.fromkeys(metric for each in metrics.values() for metric in each):
-        figures = {name: each[metric] for name, each in metrics.items() if metric in each}
-        unit = next((figure["unit"] for figure in figures.values() if figure.get("unit")), None)
-        missing = {", ".join(figure["missing"]) for figure in figures.values() if figure.get("partial")}
-        notes = [f"NOT the leaderboard's average: without {names}" for names in sorted(missing)]
-        rows.append(ScoreRow(task, metric, unit, figures, "; ".join(notes)))
-    return rows
-
-
-def score_table(scores: Mapping[str, Any], repo_id: str) -> dict[str, Any]:
-    """
-    Return the values for the evaluation section of the template.
-
-    Args:
-        scores: contents of an evaluation's `scores.json`.
-        repo_id: the model in the command that repeats the evaluation.
-
-    Raises:
-        CardError: there are no scores, or none of the model.
-    """
-    tasks = scores.get("tasks")
-    if not isinstance(tasks, dict) or not tasks:
-        raise CardError("The scores have no tasks; expected the scores.json that `audiollm evaluate score` writes.")
-    systems = systems_of(scores)
-    if SCORED_SYSTEM not in systems:
-        raise CardError(f"The scores are of {systems}; there are none of the model itself.")
-    run, scoring = scores.get("run", {}), scores.get("scoring") or {}
-    counts = {task: found.get("systems", {}).get(SCORED_SYSTEM, {}).get("counts", {}) for task, found in tasks.items()}
-    remarks: list[str] = []
-    for task, found in tasks.items():
-        source = run.get("tasks", {}).get(task, {}).get("source") or {}
-        facts = [source.get("title"), source.get("hub"), source.get("licence") and f"licence {source['licence']}"]
-        remarks += [f"{task}: {'; '.join(str(each) for each in facts if each)}."] if any(facts) else []
-        remarks += [f"{task}: {counts[task][name]} {what}." for name, what in COUNTS.items() if counts[task].get(name)]
-        metrics = found.get("systems", {}).get(SCORED_SYSTEM, {}).get("metrics", {})
-        remarks += [
-            f"{task}, {name}: `{each['signature']}`." for name, each in metrics.items() if each.get("signature")
-        ]
-    setting = [f"{name} {run[name]}" for name in ("device", "dtype") if run.get(name)]
-    if scoring.get("samples"):
-        setting.append(f"intervals from {scoring['samples']} bootstrap samples, seed {scoring.get('seed')}")
-    versions = {**run.get("versions", {})}
-    commit = versions.pop("audiollm_commit", None) or run.get("commit")
-    words = [f"{name} {version}" for name, version in versions.items() if isinstance(version, (str, int, float))]
-    return {
-        "reading": [READING[name] for name in systems if name in READING],
-        "setting": "; ".join(setting),
-        "systems": [SYSTEMS.get(name, name) for name in systems],
-        "rows": [
-            {
-                "task": _cell("; ".join(filter(None, (row.task, row.note)))),
-                "metric": _cell(row.title),
-                # A mean has no count of its own.
-                "count": counts[row.task].get("scored", "not recorded") if row.task in counts else "",
-                "values": [with_interval(row.figures.get(name)) for name in systems],
-            }
-            for row in score_rows(scores)
-        ],
-        "remarks": remarks,
-        "versions": ", ".join([*words, *([f"commit {commit}"] if commit else [])]),
-        "command": evaluation_command(run, repo_id),
+    """Return the rows of an evaluation's `scores.json`; of some `tasks`, without means."""
+    found = {
+        task: scores["tasks"].get(task, {}).get("systems", {})
+        for task in (scores["tasks"] if tasks is None else tasks)
     }
+    metrics = {task: {name: each.get("metrics", {}) for name, each in found[task].items()} for task in found}
+    if tasks is None:
+        metrics |= {f"mean of {group}": by_system for group, by_system in (scores.get("averages") or {}).items()}
+    rows = []
+    for task, by_system in metrics.items():
+        ordered = {name: by_system[name] for name in systems_of(scores) if name in by_system}
+        for metric in dict.fromkeys(metric for each in ordered.values() for metric in each):
+            figures = {name: each[metric] for name, each in ordered.items() if metric in each}
+            unit = next((figure["unit"] for figure in figures.values() if figure.get("unit")), None)
+            missing = sorted({", ".join(figure["missing"]) for figure in figures.values() if figure.get("partial")})
+            note = "; ".join(f"NOT the leaderboard's average: without {names}" for names in missing)
+            rows.append(ScoreRow(task, metric, unit, figures, note))
+    return rows
 
 
 def evaluation_command(run: Mapping[str, Any], repo_id: str) -> str:
     """Return the command that repeats an evaluation on the published model."""
-    arguments = run.get("arguments")
-    arguments = arguments if isinstance(arguments, dict) else {}
+    arguments = run.get("arguments") or {}
     # An evaluation without tasks was one of the user's own data.
     tasks = arguments.get("tasks", ",".join(run.get("tasks", {})))
     words = [f"--tasks={tasks if isinstance(tasks, str) else ','.join(tasks)}"] if tasks else []
@@ -164,16 +100,11 @@ def evaluation_command(run: Mapping[str, Any], repo_id: str) -> str:
         is_idle = name.startswith("judge_") and not arguments.get("judge_model")
         if is_idle or name in NOT_OPTIONS or SECRET_OPTION.search(name) or value in (None, False, "", [], {}):
             continue
-        values = value if isinstance(value, list) else [value]
-        shown = [_without_place(entry) if isinstance(entry, str) else str(entry) for entry in values]
-        words += [f"--{name}", *([] if value is True else shown)]
+        words.append(f"--{name}")
+        for entry in [] if value is True else value if isinstance(value, list) else [value]:
+            task, mark, path = str(entry).rpartition("=")  # a task's copy is `task=path`
+            words.append(task + mark + shown_path(path))
     return " ".join([COMMAND, f"--model={repo_id}", *map(shlex.quote, words), "--output_dir", "evaluation"])
-
-
-def _without_place(value: str) -> str:
-    """Return a value without folders of this machine: a path, or a task's copy as `task=path`."""
-    name, is_pair, path = value.partition("=")
-    return f"{name}={shown_path(path)}" if is_pair else shown_path(value)
 
 
 def with_interval(score: Mapping[str, Any] | None) -> str:
@@ -183,8 +114,3 @@ def with_interval(score: Mapping[str, Any] | None) -> str:
     low, high = score.get("low"), score.get("high")
     interval = "" if low is None or high is None else f" [{low:.3g}, {high:.3g}]"
     return f"{score['value']:.3g}{interval}"
-
-
-def _cell(text: Any) -> str:
-    """Return text that a Markdown table can hold."""
-    return str(text).replace("|", "\\|").replace("\n", " ")

@@ -87,7 +87,7 @@ def in_eight_bits(weights: dict[str, torch.Tensor]) -> None:
     Raises:
         ShrinkError: the projector has no norm before its first matrix.
     """
-    if not {PROJECTOR_MATRIX, PROJECTOR_GAIN} <= weights.keys():
+    if PROJECTOR_GAIN not in weights:
         raise ShrinkError(
             "--projector_8bit needs a projector with a norm before its first matrix (projector_pre_norm)."
         )
@@ -99,7 +99,7 @@ def in_eight_bits(weights: dict[str, torch.Tensor]) -> None:
 
 
 def eight_bit_matrices(names: Iterable[str]) -> dict[str, str]:
-    """Return which of a checkpoint's weights can be stored in 8 bits, with the names of the gains before them."""
+    """Return the weights of a checkpoint that can be stored in 8 bits, with the names of the gains before them."""
     found = {PROJECTOR_MATRIX: PROJECTOR_GAIN}
     for name in names:
         for matrix, gain in MATRIX_AND_GAIN:
@@ -135,18 +135,15 @@ def shrink(
         raise ShrinkError(f"--lora_rank is {rank}; expected 1 or more.")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ShrinkError(f"--output_dir {output} is not empty; expected a new folder.")
-    config_file, weights_file = folder / "config.json", folder / SAFE_WEIGHTS_NAME
-    for file in (config_file, weights_file):
-        if not file.is_file():
-            raise ShrinkError(f"--model {folder} has no {file.name}; expected the folder of an adapter's checkpoint.")
-    stored = json.loads(config_file.read_text(encoding="utf-8"))
+    for name in ("config.json", SAFE_WEIGHTS_NAME):
+        if not (folder / name).is_file():
+            raise ShrinkError(f"--model {folder} has no {name}; expected the folder of an adapter's checkpoint.")
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if stored.get("weight_format") != ADAPTER:
-        raise ShrinkError(
-            f"--model {folder} holds weights of the format {stored.get('weight_format')!r}; expected {ADAPTER!r}, "
-            "which has LoRA by itself."
-        )
+        given = stored.get("weight_format")
+        raise ShrinkError(f"--model {folder} holds weights of the format {given!r}; expected {ADAPTER!r}.")
     config = AudioLlmConfig.from_pretrained(folder)
-    weights, kept = load_file(weights_file), []
+    weights, kept = load_file(folder / SAFE_WEIGHTS_NAME), []
     for name in [name for name in weights if LORA_A in name]:
         if rank is not None and len(weights[name]) > rank:
             partner = name.replace(LORA_A, LORA_B)
@@ -166,17 +163,12 @@ def shrink(
             if path.is_file() and (path.suffix == ".py" or purpose_of(path.name)):
                 shutil.copyfile(path, partial / path.name)
         (partial / "config.json").write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        save_file(
-            {name: _stored_as(weight, dtype) for name, weight in weights.items()},
-            partial / SAFE_WEIGHTS_NAME,
-            metadata={"format": "pt"},
-        )
+        for name, weight in weights.items():
+            if weight.numel() > 1 and weight.is_floating_point() and weight.dtype != EIGHT_BITS:
+                weights[name] = weight.to(dtype)
+            weights[name] = weights[name].contiguous()
+        save_file(weights, partial / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     return sum(kept) / len(kept) if kept else 1.0
-
-
-def _stored_as(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    stays = weight.numel() == 1 or not weight.is_floating_point() or weight.dtype == EIGHT_BITS
-    return (weight if stays else weight.to(dtype)).contiguous()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

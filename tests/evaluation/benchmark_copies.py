@@ -1,7 +1,7 @@
 """Small copies of every benchmark in its own format, made by code: the same files and columns, three short recordings."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,9 @@ from corpus_copies import write_card, write_table
 from datasets import Audio, ClassLabel, Value
 
 ROWS = 3
-TEXT, INTEGER, LONG, REAL = Value("string"), Value("int32"), Value("int64"), Value("float64")
+TEXT, INTEGER, REAL = Value("string"), Value("int32"), Value("float64")
 Row = dict[str, Any]
+Write = Callable[[Path], Path]
 
 
 @lru_cache(maxsize=1)
@@ -24,20 +25,30 @@ def recordings() -> list[Row]:
     return rows[:ROWS]
 
 
-def leaderboard(config: str, split: str = "test") -> Callable[[Path], Path]:
-    """hf-audio/open-asr-leaderboard. The last row has nothing to be recognised."""
-    features = {"audio": Audio(16_000), "dataset": TEXT, "text": TEXT, "id": TEXT, "audio_length_s": REAL}
+def table(
+    config: str, split: str, features: Row, row: Callable[[int, str], Row], file: str | None = None, count: int = ROWS
+) -> Write:
+    """A table of the recordings; `row` gives the other columns of each by its number and text."""
 
     def write(folder: Path) -> Path:
-        rows = [
-            {"audio": each["audio"], "dataset": config, "text": each["text"], "id": each["id"], "audio_length_s": 1.0}
-            for each in recordings()
-        ]
-        rows[-1]["text"] = "ignore time segment in scoring"
-        rows.append({**rows[0], "text": "", "id": "empty"})
-        return write_table(folder, config, split, features, rows)
+        rows = []
+        for number in range(count):
+            each = recordings()[number % ROWS]
+            rows.append({**dict.fromkeys(features), "audio": each["audio"], **row(number, each["text"])})
+        return write_table(folder, config, split, {"audio": Audio(16_000), **features}, rows, file)
 
     return write
+
+
+def texts(*names: str) -> Row:
+    return dict.fromkeys(names, TEXT)
+
+
+def leaderboard(config: str, split: str = "test") -> Write:
+    """hf-audio/open-asr-leaderboard. The last two rows have nothing to be recognised."""
+    said = {2: "ignore time segment in scoring", 3: ""}
+    features = {**texts("dataset", "text", "id"), "audio_length_s": REAL}
+    return table(config, split, features, lambda n, text: {"text": said.get(n, text), "id": f"{n}"}, count=4)
 
 
 def earnings22(folder: Path) -> Path:
@@ -63,143 +74,85 @@ def write_lines(path: Path, rows: list[Row], split: str) -> None:
     write_card(path.parent, None, split, path.name)
 
 
-def common_voice(folder: Path, language: str = "en") -> Path:
+def common_voice(folder: Path) -> Path:
     """A release of Mozilla's: test.tsv beside clips/."""
-    names = [
-        "client_id",
-        "path",
-        "sentence",
-        "up_votes",
-        "down_votes",
-        "age",
-        "gender",
-        "accents",
-        "locale",
-        "segment",
-    ]
-    (folder / language / "clips").mkdir(parents=True)
-    lines = ["\t".join(names)]
+    (folder / "en" / "clips").mkdir(parents=True)
+    lines = ["client_id path sentence up_votes down_votes age gender accents locale segment".replace(" ", "\t")]
     for number, each in enumerate(recordings()):
-        file = f"common_voice_{language}_{number}.ogg"
-        (folder / language / "clips" / file).write_bytes(each["audio"]["bytes"])
-        lines.append("\t".join(["c0ffee", file, each["text"], "2", "0", "", "", "", language, ""]))
-    (folder / language / "test.tsv").write_text("\n".join(lines) + "\n")
+        file = f"common_voice_en_{number}.ogg"
+        (folder / "en" / "clips" / file).write_bytes(each["audio"]["bytes"])
+        lines.append("\t".join(["c0ffee", file, each["text"], "2", "0", "", "", "", "en", ""]))
+    (folder / "en" / "test.tsv").write_text("\n".join(lines) + "\n")
     return folder
 
 
-def mls(folder: Path) -> Path:
-    """facebook/multilingual_librispeech."""
-    features = {
-        **{"audio": Audio(), "original_path": TEXT, "begin_time": REAL, "end_time": REAL, "transcript": TEXT},
-        **{"audio_duration": REAL, "speaker_id": TEXT, "chapter_id": TEXT, "file": TEXT, "id": TEXT},
-    }
-    rows = []
-    for index, each in enumerate(recordings()):
-        known = {"audio": each["audio"], "transcript": each["text"].lower(), "speaker_id": "2156"}
-        rows.append({**dict.fromkeys(features), **known, "id": f"2156_{index}"})
-    return write_table(folder, "german", "test", features, rows)
-
-
-FLEURS = {
-    **{"id": INTEGER, "num_samples": INTEGER, "path": TEXT, "audio": Audio(16_000), "transcription": TEXT},
-    **{"raw_transcription": TEXT, "gender": ClassLabel(names=["male", "female", "other"])},
-    **{"lang_id": ClassLabel(names=["de_de", "en_us"]), "language": TEXT},
-}
-
-
 def fleurs(
-    folder: Path, config: str = "de_de", language: str = "German", sentences: tuple[int, ...] = (7, 7, 9)
+    folder: Path, config: str = "de_de", language: str = "German", sentences: Sequence[int] = (7, 7, 9)
 ) -> Path:
     """google/fleurs, converted; one sentence is read by two people."""
-    known = {"num_samples": 16_000, "path": "x.wav", "gender": 1, "lang_id": 0, "transcription": "klein"}
-    rows = []
-    for sentence, each in zip(sentences, recordings()):
-        raw = {"id": sentence, "audio": each["audio"], "raw_transcription": f"{language} Satz {sentence}."}
-        rows.append({**known, **raw, "language": language})
-    return write_table(folder, config, "test", FLEURS, rows, f"{config}/test/0000.parquet")
+    features = {
+        **{"id": INTEGER, "num_samples": INTEGER, **texts("path", "transcription", "raw_transcription", "language")},
+        **{"gender": ClassLabel(names=["male", "female", "other"]), "lang_id": ClassLabel(names=["de_de", "en_us"])},
+    }
+
+    def row(number: int, text: str) -> Row:
+        known = {"num_samples": 16_000, "path": "x.wav", "gender": 1, "lang_id": 0, "transcription": "klein"}
+        sentence = sentences[number]
+        return {**known, "id": sentence, "raw_transcription": f"{language} Satz {sentence}.", "language": language}
+
+    return table(config, "test", features, row, f"{config}/test/0000.parquet")(folder)
 
 
 def fleurs_pair(folder: Path) -> Path:
     """FLEURS in two languages."""
-    fleurs(folder, "ja_jp", "Japanese", (9, 7))
+    fleurs(folder, "ja_jp", "Japanese", (9, 7, 9))
     return fleurs(folder, "en_us", "English")
-
-
-def covost2(folder: Path) -> Path:
-    """fixie-ai/covost2."""
-    features = dict.fromkeys(("client_id", "file", "sentence", "translation", "id"), TEXT) | {"audio": Audio(16_000)}
-    rows = []
-    for index, each in enumerate(recordings()):
-        known = {"client_id": "c0ffee", "file": "x.mp3", "audio": each["audio"], "sentence": each["text"]}
-        rows.append({**known, "translation": f"句子{index}。", "id": f"common_voice_en_{index}"})
-    return write_table(folder, "en_zh-CN", "test", features, rows)
 
 
 def air_bench(folder: Path) -> Path:
     """AIR-Bench's folders Foundation and Chat, each with its list of questions."""
-    foundation, chat = [], []
-    parts = [("Speech_Grounding", "librispeech"), ("Audio_Grounding", "AudioGrounding"), ("Speaker_Gender", "meld")]
-    for index, (each, (task, dataset)) in enumerate(zip(recordings(), parts)):
-        suffix = "flac" if task == "Audio_Grounding" else "wav"
-        path = folder / "Foundation" / f"{task}_{dataset}" / f"{index}.{suffix}"
-        path.parent.mkdir(parents=True)
-        soundfile.write(path, load_waveform(each["audio"]), 16_000)
-        row = {
-            **{"path": f"{index}.wav", "question": "Which of these is it?", "choice_a": "a dog", "choice_b": "a cat"},
-            **{"choice_c": "a bird", "choice_d": "a horse", "answer_gt": "a cat", "task_name": task},
-            **{"dataset_name": dataset, "uniq_id": 0},
-        }
-        foundation.append(row)
-    del foundation[2]["choice_c"], foundation[2]["choice_d"]
-    for index, (each, task) in enumerate(zip(recordings(), ("speech_QA", "sound_QA", "speech_and_music_QA"))):
-        path = folder / "Chat" / f"{task}_common_voice" / f"{index}.wav"
-        path.parent.mkdir(parents=True)
-        soundfile.write(path, load_waveform(each["audio"]), 16_000)
-        row = {
-            **{"path": f"{index}.wav", "question": "Who speaks?", "answer_gt": "A woman.", "task_name": task},
-            **{"dataset_name": "common_voice", "uniq_id": index, "meta_info": "A woman says a few words."},
-        }
-        chat.append(row)
-    (folder / "Foundation" / "Foundation_meta.json").write_text(json.dumps(foundation))
-    (folder / "Chat" / "Chat_meta.json").write_text(json.dumps(chat))
+    foundation = [
+        ("Speech_Grounding", "librispeech"),
+        ("Audio_Grounding", "AudioGrounding"),
+        ("Speaker_Gender", "meld"),
+    ]
+    chat = [(task, "common_voice") for task in ("speech_QA", "sound_QA", "speech_and_music_QA")]
+    choices = {"choice_a": "a dog", "choice_b": "a cat", "choice_c": "a bird", "choice_d": "a horse"}
+    closed = {"question": "Which of these is it?", **choices, "answer_gt": "a cat", "uniq_id": 0}
+    opened = {"question": "Who speaks?", "answer_gt": "A woman.", "meta_info": "A woman says a few words."}
+    for part, kinds, known in (("Foundation", foundation, closed), ("Chat", chat, opened)):
+        rows = []
+        for index, (each, (task, dataset)) in enumerate(zip(recordings(), kinds)):
+            suffix = "flac" if task == "Audio_Grounding" else "wav"
+            path = folder / part / f"{task}_{dataset}" / f"{index}.{suffix}"
+            path.parent.mkdir(parents=True)
+            soundfile.write(path, load_waveform(each["audio"]), 16_000)
+            named = {"path": f"{index}.wav", "task_name": task, "dataset_name": dataset}
+            rows.append({"uniq_id": index, **known, **named})
+        if part == "Foundation":
+            del rows[2]["choice_c"], rows[2]["choice_d"]
+        (folder / part / f"{part}_meta.json").write_text(json.dumps(rows))
     return folder
 
 
-def voicebench(config: str, split: str = "test", answers: tuple[str, ...] = ()) -> Callable[[Path], Path]:
+def voicebench(config: str, split: str = "test", answers: Sequence[str] = ()) -> Write:
     """hlt-lab/voicebench."""
-    features = {"audio": Audio(), "prompt": TEXT, **({"reference": TEXT} if answers else {})}
-
-    def write(folder: Path) -> Path:
-        rows = [{"audio": each["audio"], "prompt": each["text"]} for each in recordings()]
-        for row, answer in zip(rows, answers):
-            row["reference"] = answer
-        return write_table(folder, config, split, features, rows)
-
-    return write
-
-
-def slue_ted(folder: Path) -> Path:
-    """asapp/slue-phase-2, config ted."""
-    features = dict.fromkeys(("id", "speaker", "transcript", "title", "abstract"), TEXT) | {"audio": Audio()}
-    rows = []
-    for index, each in enumerate(recordings()):
-        known = {"audio": each["audio"], "speaker": "A B", "transcript": each["text"], "title": "On talking"}
-        rows.append({**known, "id": f"Talk{index}", "abstract": f"A talk, number {index}."})
-    return write_table(folder, "ted", "validation", features, rows)
+    features = texts("prompt", *(["reference"] if answers else []))
+    known = [{"reference": answer} for answer in answers] or [{}] * ROWS
+    return table(config, split, features, lambda number, text: {"prompt": text, **known[number]})
 
 
 def no_speech(folder: Path) -> Path:
     """A folder of one's own recordings."""
+    (folder / "office").mkdir()
     for index, each in enumerate(recordings()):
-        path = folder / "office" / f"{index}.wav"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, 0.01 * load_waveform(each["audio"]), 16_000)
+        soundfile.write(folder / "office" / f"{index}.wav", 0.01 * load_waveform(each["audio"]), 16_000)
     (folder / "notes.txt").write_text("not a recording")
     return folder
 
 
 #: A task of every family, and what writes its copy.
-COPIES: dict[str, Callable[[Path], Path]] = {
+COPIES: dict[str, Write] = {
     "ami": leaderboard("ami_cleaned"),
     "earnings22": earnings22,
     "gigaspeech": leaderboard("gigaspeech_cleaned"),
@@ -208,9 +161,22 @@ COPIES: dict[str, Callable[[Path], Path]] = {
     "spgispeech": leaderboard("spgispeech"),
     "voxpopuli": leaderboard("voxpopuli_cleaned_aa"),
     "common_voice:en": common_voice,
-    "mls:german": mls,
+    "mls:german": table(
+        *("german", "test"),
+        texts("original_path", "transcript", "speaker_id", "chapter_id", "file", "id") | {"audio_duration": REAL},
+        lambda number, text: {"transcript": text.lower(), "speaker_id": "2156", "id": f"2156_{number}"},
+    ),
     "fleurs:de_de": fleurs,
-    "covost2:en_zh-CN": covost2,
+    "covost2:en_zh-CN": table(
+        *("en_zh-CN", "test"),
+        texts("client_id", "file", "sentence", "translation", "id"),
+        lambda number, text: {
+            "client_id": "c0ffee",
+            "sentence": text,
+            "translation": f"句子{number}。",
+            "id": f"{number}",
+        },
+    ),
     "fleurs_translation:en_us-ja_jp": fleurs_pair,
     "air_bench_foundation": air_bench,
     "air_bench_chat": air_bench,
@@ -218,7 +184,11 @@ COPIES: dict[str, Callable[[Path], Path]] = {
     "voicebench_sd_qa:usa": voicebench("sd-qa", "usa", ("Paris", "1969", "salt")),
     "voicebench_openbookqa": voicebench("openbookqa", answers=("A", "D", "b")),
     "voicebench_mmsu:law": voicebench("mmsu", "law", ("C", "A", "B")),
-    "slue_ted": slue_ted,
+    "slue_ted": table(
+        *("ted", "validation"),
+        texts("id", "speaker", "transcript", "title", "abstract"),
+        lambda number, text: {"id": f"Talk{number}", "transcript": text, "abstract": f"A talk, number {number}."},
+    ),
     "no_speech": no_speech,
 }
 #: Families that ship with the package and take no copy.

@@ -1,38 +1,45 @@
-"""Contents of a report's page: its tables, its text and its links, by Python's own parser."""
+"""Contents of a report's page: its tables, its text and its links."""
 
-from html.parser import HTMLParser
+import re
+from html import unescape
 
 #: Elements without an end.
 VOID = frozenset({"meta", "link", "br", "img", "hr", "input"})
 
 
-class Page(HTMLParser):
+def plain(fragment: str) -> str:
+    """The text of markup, in one line."""
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", fragment)).split())
+
+
+class Page:
     """
-    A page, checked as it is read: every element is closed in its turn, and no id is there twice.
+    A page, in which every element is closed, and no id is there twice.
 
     Attributes:
-        text, rows: by the section's heading, its text, and the rows of its tables as texts.
+        text, rows: by the section's heading, its text, and the rows of its tables as texts. all_text: of the page.
         tags: names of all elements. attributes: values by name.
     """
 
     def __init__(self, html: str):
-        super().__init__(convert_charrefs=True)
-        self.text, self.rows = {"": ""}, {"": []}
-        self.tags: set[str] = set()
+        body = re.sub(r"<style>.*?</style>", "", html, flags=re.DOTALL)
+        parts = re.split(r"<h2>(.*?)</h2>", body)
+        sections = dict(zip(map(plain, ["", *parts[1::2]]), parts[::2], strict=True))
+        self.text, self.all_text = {name: plain(part) for name, part in sections.items()}, plain(body)
+        self.rows = {
+            name: [
+                [plain(cell) for cell in re.findall(r"<t[hd]\b.*?</t[hd]>", row, re.DOTALL)]
+                for row in re.findall(r"<tr\b.*?</tr>", part, re.DOTALL)
+            ]
+            for name, part in sections.items()
+        }
+        self.tags = set(re.findall(r"<([a-z0-9]+)", body))
+        for tag in self.tags - VOID:
+            assert len(re.findall(rf"<{tag}[\s>]", body)) == body.count(f"</{tag}>"), tag
         self.attributes: dict[str, list[str]] = {}
-        self._open: list[str] = []
-        self._section = ""
-        self._heading: str | None = None
-        self._cell: str | None = None
-        self.feed(html)
-        self.close()
-        assert not self._open, self._open
-        ids = self.attributes["id"]
-        assert len(ids) == len(set(ids)), "an id is there twice"
-
-    @property
-    def all_text(self) -> str:
-        return " ".join(self.text.values())
+        for name, value in re.findall(r'\s([a-z-]+)="([^"]*)"', " ".join(re.findall(r"<[a-z][^>]*>", body))):
+            self.attributes.setdefault(name, []).append(unescape(value))
+        assert len(self.attributes["id"]) == len(set(self.attributes["id"])), "an id is there twice"
 
     def cells(self, section: str, first: str, column: str) -> list[str]:
         """Returns cells of a column in rows that begin with a text, of every table that has the column."""
@@ -43,35 +50,3 @@ class Page(HTMLParser):
             elif cells and cells[0].startswith(first) and column in head and len(cells) == len(head):
                 found.append(cells[head.index(column)])
         return found
-
-    def handle_starttag(self, tag, attrs) -> None:
-        self.tags.add(tag)
-        for name, value in attrs:
-            self.attributes.setdefault(name, []).append(value)
-        if tag not in VOID:
-            self._open.append(tag)
-        if tag == "h2":
-            self._heading = ""
-        elif tag == "tr":
-            self.rows[self._section].append([])
-        elif tag in ("td", "th"):
-            self._cell = ""
-
-    def handle_endtag(self, tag) -> None:
-        assert self._open and self._open.pop() == tag, f"</{tag}> closes something else"
-        if tag == "h2":
-            self._section, self._heading = self._heading or "", None
-            assert self._section not in self.text
-            self.text[self._section], self.rows[self._section] = "", []
-        elif tag in ("td", "th") and self._cell is not None:
-            self.rows[self._section][-1].append(" ".join(self._cell.split()))
-            self._cell = None
-
-    def handle_data(self, data) -> None:
-        if self._open and self._open[-1] == "style":
-            return
-        if self._heading is not None:
-            self._heading += data
-        if self._cell is not None:
-            self._cell += f" {data}"
-        self.text[self._section] += data

@@ -5,6 +5,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -86,9 +87,13 @@ def good_reply(prompt: str, times: int = 1) -> str:
     return "4" if "from 1 to 5" in prompt else "Yes."
 
 
+def url_of(server) -> str:
+    return f"http://127.0.0.1:{server.server_port}/v1"
+
+
 def options(server, **others) -> JudgeArguments:
-    known = {"judge_model": "marker", "judge_url": f"http://127.0.0.1:{server.server_port}/v1"}
-    return JudgeArguments(**{**known, "judge_key_variable": VARIABLE, **others})
+    known = {"judge_model": "marker", "judge_url": url_of(server), "judge_key_variable": VARIABLE}
+    return JudgeArguments(**{**known, **others})
 
 
 @pytest.fixture
@@ -199,16 +204,15 @@ def test_reasoning_models_are_asked_as_they_take_it(run, server, refused) -> Non
 
 
 def test_other_refusals_and_slowness_are_failures_of_one_request(run, server, monkeypatch) -> None:
+    """But a key or model that is refused ends it at once."""
     server.answer = lambda prompt, times: (400, {"error": {"message": "too long"}})
     judge_run(run, [QA], options(server))
     assert all("too long" in one["error"] for one in verdicts_of(run, QA))
     server.answer = lambda prompt, times: threading.Event().wait(0.4) or good_reply(prompt)
-    monkeypatch.setattr("audiollm.evaluation.judge.TIMEOUT_S", 0.05)
-    judge_run(run, [QA], options(server))
+    with monkeypatch.context() as patch:
+        patch.setattr("audiollm.evaluation.judge.TIMEOUT_S", 0.05)
+        judge_run(run, [QA], options(server))
     assert all("timed out" in one["error"] for one in verdicts_of(run, QA))
-
-
-def test_a_key_or_model_that_is_refused_ends_it_at_once(run, server) -> None:
     for status in (401, 404):
         server.seen = []
         server.answer = lambda prompt, times, status=status: (status, {"error": {"message": f"bad key {KEY}"}})
@@ -248,32 +252,14 @@ def test_keys_go_only_where_they_are_meant_to(run, server, monkeypatch, capsys) 
     ],
 )
 def test_replies_are_read_or_refused(rubric, order, reply, scores) -> None:
-    rules = known_rubrics()[rubric]
-    if scores is None:
-        with pytest.raises(UnreadableReplyError):
-            rules.read(reply, order)
-    else:
-        assert rules.read(reply, order) == scores
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"judge_url": "ftp://x"}, "no http"),
-        ({"judge_url": "https://me:secret@host/v1"}, "no password"),
-        ({"judge_url": "https://host/v1?key=1"}, "no password"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(given, message) -> None:
-    with pytest.raises(ValueError, match=message):
-        JudgeArguments(**given)
+    with nullcontext() if scores else pytest.raises(UnreadableReplyError):
+        assert known_rubrics()[rubric].read(reply, order) == scores
 
 
 def test_the_command_answers_judges_and_scores(server, checkpoint, tmp_path, capsys) -> None:
     """Also when the judge refuses: what was answered is scored, and the same command goes on with the judge alone."""
-    url = f"http://127.0.0.1:{server.server_port}/v1"
     given = f"--tasks {CHAT} --data {air_bench(tmp_path / 'copy')} --systems model,deaf --max_new_tokens 3"
-    given += f" --judge_model marker --judge_url {url} --judge_key_variable {VARIABLE}"
+    given += f" --judge_model marker --judge_url {url_of(server)} --judge_key_variable {VARIABLE}"
     server.answer = lambda prompt, times: (401, {"error": {"message": "no"}})
     with pytest.raises(SystemExit, match="The judge refuses"):
         evaluate(checkpoint, tmp_path / "run", *given.split())

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -88,37 +89,26 @@ def prompts() -> list[dict]:
     return [each for each in held if len(each["text"].split()) > 3][:4]
 
 
+class Report(NamedTuple):
+    """A report as it is written, as it is read, and what it was made of."""
+
+    html: str
+    page: Page
+    figures: dict
+    scores: dict
+
+
 @pytest.fixture(scope="module")
-def folder(prompts, tmp_path_factory) -> Path:
+def report(prompts, tmp_path_factory) -> Report:
     folder = write_run(tmp_path_factory.mktemp("run") / "runs", outputs_of(prompts), TASKS, **RECORD)
     judgements = folder / "judgements"
     write_lines(judgements / "chat" / "model.jsonl", [{"id": "1", "order": "x", "scores": {"answer": 4.5}}])
     rubric = {"prompt": "x", "temperature": 0.5, "samples": 3}
     judge = {"model": "judge-of-marks", "url": "x", "voicebench_open": rubric}
     (judgements / "judge.json").write_text(json.dumps(judge), encoding="utf-8")
-    score_run(folder, samples=50)
-    write_report(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def html(folder) -> str:
-    return (folder / "report.html").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def page(html) -> Page:
-    return Page(html)
-
-
-@pytest.fixture(scope="module")
-def figures(folder) -> dict:
-    return gather(folder, worst=10)
-
-
-@pytest.fixture(scope="module")
-def scores(folder) -> dict:
-    return json.loads((folder / "scores.json").read_text(encoding="utf-8"))
+    scores = score_run(folder, samples=50)
+    html = write_report(folder).page.read_text(encoding="utf-8")
+    return Report(html, Page(html), gather(folder, worst=10), scores)
 
 
 def shown(figure: dict) -> str:
@@ -133,48 +123,50 @@ def shown(figure: dict) -> str:
     return f"{digits(figure['value'])}{sign}{interval}"
 
 
-def test_every_figure_is_in_the_page(scores, page) -> None:
+def test_every_figure_is_in_the_page(report) -> None:
     count = 0
-    for task, entry in scores["tasks"].items():
+    for task, entry in report.scores["tasks"].items():
         for system, scored in entry["systems"].items():
             for metric, figure in scored["metrics"].items():
-                cells = [cell for cells in page.rows[task] if cells and cells[0] == TITLES[system] for cell in cells]
+                cells = [
+                    cell for cells in report.page.rows[task] if cells and cells[0] == TITLES[system] for cell in cells
+                ]
                 expected = "–" if figure["value"] is None else shown(figure)
                 assert expected in cells, (task, system, metric, expected, cells)
                 if metric in METRICS:
-                    assert expected in page.cells(task, TITLES[system], METRICS[metric])
+                    assert expected in report.page.cells(task, TITLES[system], METRICS[metric])
                 count += 1
-    assert set(scores["tasks"]) == set(TASKS) and count > 35
+    assert set(report.scores["tasks"]) == set(TASKS) and count > 35
 
 
-def test_averages_counts_and_settings_are_said(scores, page) -> None:
-    average = scores["averages"]["open_asr"]["model"]["word_error"]
-    (cells,) = [cells for cells in page.rows["In short"] if cells[0].startswith("mean of open_asr Word error;")]
+def test_averages_counts_and_settings_are_said(report) -> None:
+    average = report.scores["averages"]["open_asr"]["model"]["word_error"]
+    (cells,) = [cells for cells in report.page.rows["In short"] if cells[0].startswith("mean of open_asr Word error;")]
     assert cells[1] == shown(average) and "NOT the leaderboard's average: without ami" in cells[0]
     reasons = {
         **{"items asked": "6", "items that count": "5", "left out, because their reference is empty": "1"},
         **{"failed, counted as empty answers": "1", "cut off at the longest answer allowed": "1", "audio": "54.5 s"},
     }
     for title, count in reasons.items():
-        assert page.cells("prompts", "this model", title) == [count], title
-    assert page.cells("choice", "this model", "answered in a form that could not be read") == ["1"]
-    assert page.cells("chat", "this model", "without a judge's mark") == ["1"]
-    made = page.text["How it was made"]
+        assert report.page.cells("prompts", "this model", title) == [count], title
+    assert report.page.cells("choice", "this model", "answered in a form that could not be read") == ["1"]
+    assert report.page.cells("chat", "this model", "without a judge's mark") == ["1"]
+    made = report.page.text["How it was made"]
     assert "judge-of-marks; voicebench_open: 3 samples at temperature 0.5" in made
     for said in ("bfloat16", "torch 9.9", "f1ngerprint", "50 samples, seed 0", "normaliser:leaderboard|aligner:kaldi"):
         assert said in made
 
 
-def test_where_the_errors_are(figures, page) -> None:
-    task = figures["tasks"]["prompts"]
-    assert [each["name"] for each in task["by_category"]] == ["one <b>", "two"]
+def test_where_the_errors_are(report) -> None:
+    task = report.figures["tasks"]["prompts"]
+    assert list(task["by_category"]) == ["one <b>", "two"]
     assert {"said": "", "written": "and", "count": 1} in task["confusions"]["insertion"]
     assert task["differences"]["wrong_audio"]["value"] > 0 > task["differences"]["whisper"]["value"]
-    text = page.text["prompts"]
+    text = report.page.text["prompts"]
     assert TITLES["wrong_audio"] in text and task["verdicts"][0] in text
     assert "Most frequent mistakes of the model" in text
-    categories = {each["name"]: each["systems"]["model"] for each in figures["tasks"]["choice"]["by_category"]}
-    assert categories["age"] == {"value": 1.0, "low": None, "high": None, "items": 1}  # of those that could be read
+    age = report.figures["tasks"]["choice"]["by_category"]["age"]["model"]
+    assert (age["value"], age["scored"]) == (1.0, 1)  # of those that could be read
 
 
 def test_what_figures_mean_is_said_and_not_overdone(tmp_path) -> None:
@@ -193,51 +185,55 @@ def test_what_figures_mean_is_said_and_not_overdone(tmp_path) -> None:
     assert "the base without the recording 50 %: no clear difference" in said(model=half, deaf=half)
 
 
-def test_nothing_written_is_markup_and_nothing_is_fetched(html, page) -> None:
-    attributes = page.attributes
+def test_nothing_written_is_markup_and_nothing_is_fetched(report) -> None:
+    attributes = report.page.attributes
     assert (
-        "script" not in page.tags and "img" not in page.tags and not any(name.startswith("on") for name in attributes)
+        "script" not in report.page.tags
+        and "img" not in report.page.tags
+        and not any(name.startswith("on") for name in attributes)
     )
-    assert not re.search(r"<\s*(script|iframe|object|link|img)", html, re.IGNORECASE)
-    assert html.count("</style>") == 1
+    assert not re.search(r"<\s*(script|iframe|object|link|img)", report.html, re.IGNORECASE)
+    assert report.html.count("</style>") == 1
     for section in ("", "prompts", "choice"):  # the model's name, outputs, a question
-        assert HOSTILE in page.text[section]
-    assert "<img src=http://evil.example/x>" in page.all_text and "one <b>" in page.all_text
+        assert HOSTILE in report.page.text[section]
+    assert "<img src=http://evil.example/x>" in report.page.all_text and "one <b>" in report.page.all_text
     assert all(source.startswith("data:audio/mpeg;base64,") for source in attributes["src"])
     assert all(link.startswith("#") and link[1:] in attributes["id"] for link in attributes["href"])
-    css = " ".join(re.findall(r"<style[^>]*>(.*?)</style>", html, re.DOTALL))
+    css = " ".join(re.findall(r"<style[^>]*>(.*?)</style>", report.html, re.DOTALL))
     assert "@import" not in css and "http" not in css and not re.search(r"url\((?!#)", css)
-    assert html.count('class="bar"') >= 20
+    assert report.html.count('class="bar"') >= 20
 
 
-def test_worst_examples_are_aligned_and_marked(figures, page) -> None:
-    worst = figures["tasks"]["prompts"]["worst"]
+def test_worst_examples_are_aligned_and_marked(report) -> None:
+    worst = report.figures["tasks"]["prompts"]["worst"]
     assert worst[0]["errors"]["count"] == max(each["errors"]["count"] for each in worst)
     assert len(worst) == 4  # one is right, one does not count
     for each in worst:
         kinds = [pair["kind"] for pair in each["alignment"]]
         assert sum(kind not in ("equal", "gap") for kind in kinds) == each["errors"]["count"]
-    marked = page.text["prompts"]
+    marked = report.page.text["prompts"]
     assert "missing" in marked and "added" in marked and "wrong" in marked  # in words, not by colour alone
     assert "failed" in marked and "cut off at the longest answer allowed" in marked
-    found = {task: [each["id"] for each in entry["worst"]] for task, entry in figures["tasks"].items()}
+    found = {task: [each["id"] for each in entry["worst"]] for task, entry in report.figures["tasks"].items()}
     assert (found["choice"], found["silence"], found["text"]) == (["2", "3"], ["1"], [])
-    assert "no letter could be read" in page.text["choice"] and "there are no examples" in page.text["text"]
-    assert [each["score"] for each in figures["tasks"]["summary"]["worst"]] == pytest.approx([0.8, 1.0])
-    spelled = figures["tasks"]["spelled"]["worst"][0]["alignment"]
+    assert (
+        "no letter could be read" in report.page.text["choice"] and "there are no examples" in report.page.text["text"]
+    )
+    assert [each["score"] for each in report.figures["tasks"]["summary"]["worst"]] == pytest.approx([0.8, 1.0])
+    spelled = report.figures["tasks"]["spelled"]["worst"][0]["alignment"]
     assert "".join(pair["said"] for pair in spelled) == "今天天气好"
 
 
-def test_recordings_are_found_and_can_be_played(prompts, page) -> None:
+def test_recordings_are_found_and_can_be_played(prompts, report) -> None:
     """Those of a task that ships with the package, of which only ids are known."""
-    sources = page.attributes["src"]
+    sources = report.page.attributes["src"]
     heard = [soundfile.read(io.BytesIO(base64.b64decode(source.partition(",")[2]))) for source in sources]
     lengths = [each["duration_s"] for each in prompts[1:]]
     found = sorted(len(samples) / rate for samples, rate in heard)
     assert found == pytest.approx(sorted(lengths), abs=0.15)
     assert all(rate == 16_000 and np.abs(samples).max() > 0.01 for samples, rate in heard)
-    assert "1 of 4 examples have no player: " in page.text["prompts"]
-    assert "the recordings are not on this machine" in page.text["librispeech_clean"]
+    assert "1 of 4 examples have no player: " in report.page.text["prompts"]
+    assert "the recordings are not on this machine" in report.page.text["librispeech_clean"]
 
 
 @pytest.fixture

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import psutil
 import pytest
@@ -27,7 +29,7 @@ from audiollm.evaluation.run import (
     windows_of,
     wrong_recordings,
 )
-from audiollm.evaluation.systems import ModelSystem
+from audiollm.evaluation.systems import listen
 from audiollm.evaluation.tasks import Item
 from audiollm.evaluation.word_error import score_word_error
 from audiollm.inference.answering import answer, ask
@@ -39,12 +41,11 @@ SYSTEMS = "model,wrong_audio,whisper,cascade,deaf"
 TITLES = {"model": "this model", "wrong_audio": "given the wrong recordings", "whisper": "Whisper's own decoder"}
 PATIENCE_S = 300
 DDP_CPU = Path(__file__).parents[2] / "training" / "distributed" / "ddp_cpu.yaml"
-COMMAND = ["-m", "audiollm.evaluation.evaluate"]
 LAUNCH = ["-m", "accelerate.commands.launch", "--main_process_port", "0", "--config_file", str(DDP_CPU)]
+LAUNCH += ["-m", "audiollm.evaluation.evaluate"]
 
 
-@dataclass(frozen=True)
-class Given:
+class Given(NamedTuple):
     """A checkpoint, the data, and the options of a run over them."""
 
     model: Path
@@ -75,16 +76,6 @@ def undisturbed(given, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("faster", "dtype"), [(True, "bfloat16"), (False, "float32")])
-def test_a_cpu_that_is_slow_in_bfloat16_answers_in_float32(given, tmp_path, monkeypatch, faster, dtype) -> None:
-    model = Path(shutil.copytree(given.model, tmp_path / "model"))
-    config = model / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "bfloat16"}))
-    monkeypatch.setattr("audiollm.inference.loading.bfloat16_is_faster", lambda: faster)
-    evaluate(model, tmp_path / "run", *given.options, "--systems", "model", "--limit", 1)
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["dtype"] == dtype
-
-
 @pytest.fixture
 def copied(undisturbed, tmp_path) -> Path:
     """A copy of that folder, one's own to change."""
@@ -101,11 +92,10 @@ def test_a_run_leaves_whole_rows_in_the_order_of_the_items(
         assert [row["id"] for row in found] == [f"row {number}" for number in range(10)]
         assert {row["system"] for row in found} == {system.partition("/")[2]}
         assert all(row["references"] and row["error"] is None and row["finish"] in ("stop", "length") for row in found)
-    own, files = rows["local/model"], [f"{given.audio_dir}/{row['audio_paths']}" for row in given.rows]
-    assert [(row["audio"], row["prompt"]) for row in own] == [
-        ([file], row["text"]) for file, row in zip(files, given.rows)
-    ]
-    asked = [ask(row["text"], file) for file, row in zip(files, given.rows)]
+    own = rows["local/model"]
+    questions = [(f"{given.audio_dir}/{row['audio_paths']}", row["text"]) for row in given.rows]
+    assert [(row["audio"], row["prompt"]) for row in own] == [([file], text) for file, text in questions]
+    asked = [ask(text, file) for file, text in questions]
     assert [row["output"] for row in own] == answer(shared_model, tiny_processor, asked, max_new_tokens=6)
     lines = (undisturbed / "outputs/local/model.jsonl").read_text().splitlines()
     assert all(json.loads(line)["seconds"] > 0 for line in lines)
@@ -126,7 +116,7 @@ def test_a_run_leaves_whole_rows_in_the_order_of_the_items(
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_cut_off_anywhere_it_goes_on_to_the_same_rows(given, undisturbed, copied, seed: int) -> None:
+def test_cut_off_anywhere_it_goes_on_to_the_same_rows(given, undisturbed, copied, capsys, seed: int) -> None:
     """As a kill leaves it: some systems whole, some begun by one or two processes, a last line torn."""
     drawn = random.Random(seed)
     (copied / "scores.json").unlink()
@@ -142,10 +132,9 @@ def test_cut_off_anywhere_it_goes_on_to_the_same_rows(given, undisturbed, copied
     evaluate(given.model, copied, *given.options, "--systems", SYSTEMS)
     assert all_rows(copied) == all_rows(undisturbed)
     assert (copied / "scores.json").is_file()
-
-
-def test_what_is_done_is_not_done_again(given, copied, capsys) -> None:
+    # What is done is not done again.
     before = {path: path.stat().st_mtime_ns for path in (copied / "outputs").rglob("*.jsonl")}
+    capsys.readouterr()
     evaluate(given.model, copied, *given.options, "--systems", SYSTEMS)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert "answer" not in capsys.readouterr().err  # no bar: nothing was asked
@@ -154,16 +143,12 @@ def test_what_is_done_is_not_done_again(given, copied, capsys) -> None:
 def test_several_processes_answer_as_one(given, undisturbed, shared_model, tiny_processor, tmp_path) -> None:
     """Each in its turn here; see below for two that run at the same time."""
 
-    @dataclass
-    class Rank:
-        process_index: int
-        num_processes: int
-
     job = index(read_local_set(given.data_path, str(given.audio_dir)), None, None, 6)
-    system = ModelSystem(Generator(shared_model, tiny_processor))
+    system = partial(listen, Generator(shared_model, tiny_processor))
     shares = []
     for rank in range(3):
-        answer_job(tmp_path, job, {"model": system}, tiny_processor, 3, Rank(rank, 3), progress=False)
+        state = SimpleNamespace(process_index=rank, num_processes=3)
+        answer_job(tmp_path, job, {"model": system}, tiny_processor, 3, state, progress=False)
         shares.append(len(SystemOutputs(tmp_path, "local", "model").read()) - sum(shares))
     assert all(shares) and sum(shares) == 10
     SystemOutputs(tmp_path, "local", "model").merge(job.ids)
@@ -242,18 +227,12 @@ def test_recordings_that_cannot_be_read_are_rows_and_tried_again(given, tmp_path
     assert mended[4]["finish"] != "error" and len(mended) == 10
 
 
-# ------------------------------------------------------------------------------------------------- what is asked when
-
-
-def some_items(count: int) -> list[Item]:
-    return [Item(f"{n}", "<audio>", [[0.1] * (160 + n % 7)], [], {}) for n in range(count)]
-
-
-@pytest.mark.parametrize(("count", "lengths"), [(0, []), (3, [3]), (8, [4, 4]), (11, [4, 7])])
+@pytest.mark.parametrize(("count", "lengths"), [(3, [3]), (8, [4, 4]), (11, [4, 7])])
 def test_windows_hold_everything_once_and_none_is_small(count, lengths) -> None:
-    found = list(windows_of(iter(some_items(count)), count, 4))
+    items = [Item(f"{n}", "<audio>", [[0.1] * 160]) for n in range(count)]
+    found = list(windows_of(iter(items), count, 4))
     assert [len(window) for window in found] == lengths
-    assert [item.id for window in found for item in window] == [str(n) for n in range(count)]
+    assert [item for window in found for item in window] == items
 
 
 def test_wrong_recordings_are_never_ones_own() -> None:
@@ -283,13 +262,10 @@ def test_batches_are_bounded_in_items_and_seconds(tiny_processor) -> None:
     ]
 
 
-# --------------------------------------------------------------------------------------------- processes of their own
-
-
-def start(command: list[str], given: Given, folder: Path) -> subprocess.Popen:
+def start(given: Given, folder: Path) -> subprocess.Popen:
     arguments = ["--model", str(given.model), "--output_dir", str(folder), *given.options, "--systems", SYSTEMS]
     return subprocess.Popen(
-        [sys.executable, *command, *arguments],
+        [sys.executable, *LAUNCH, *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -304,8 +280,8 @@ def written_lines(folder: Path) -> int:
 
 @pytest.mark.slow
 def test_two_processes_answer_as_one_and_go_on_when_one_dies(given, undisturbed, tmp_path) -> None:
-    launch, folder = [*LAUNCH, *COMMAND], tmp_path / "run"
-    process = start(launch, given, folder)
+    folder = tmp_path / "run"
+    process = start(given, folder)
     while process.poll() is None and written_lines(folder) < 8:
         time.sleep(0.002)
     children = psutil.Process(process.pid).children()
@@ -314,7 +290,7 @@ def test_two_processes_answer_as_one_and_go_on_when_one_dies(given, undisturbed,
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode != 0, printed[-2000:]
     assert not (folder / "scores.json").exists()
-    process = start(launch, given, folder)
+    process = start(given, folder)
     printed, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, printed[-4000:]
     assert printed.count("word_error (") == 10  # five systems, two word errors each, said by one process alone

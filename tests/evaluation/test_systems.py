@@ -1,17 +1,18 @@
 """Systems that answer beside the model: each is what it says it is, and what cannot answer says so before anything is computed."""
 
 import json
+import shutil
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
-from audiollm import AudioLlmForConditionalGeneration
 from audiollm.corpora.hypotheses import WhisperDecoder
 from audiollm.evaluation.arguments import EvaluateArguments
 from audiollm.evaluation.evaluate import main
 from audiollm.evaluation.generating import Generator, Reply, adapter_windows, in_halves
-from audiollm.evaluation.run import SystemsError, choose_systems, index, wrong_recordings
+from audiollm.evaluation.run import choose_systems, index, wrong_recordings
 from audiollm.evaluation.systems import (
     DEFAULT_SYSTEMS,
     SystemBuilder,
@@ -22,28 +23,11 @@ from audiollm.evaluation.systems import (
 from audiollm.evaluation.tasks import Item, Task, find_task, tables
 from audiollm.inference.answering import answer, ask
 from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
-from clients import play
 from evaluation_runs import evaluate, rows_of
-from loopback_hub import LoopbackHub
 from small_corpus import example_rows, write_recordings, write_rows
 from transformers import AutoModelForCausalLM
 
 TOKENS = 6
-#: Two checkpoints in one repository: one on the branch `first`, and one after it.
-PUSH = """
-import sys
-from huggingface_hub import HfApi
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
-model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*sys.argv[1:], lora_rank=4)
-processor = AudioLlmProcessor.from_audio_text_pretrained(*sys.argv[1:])
-api = HfApi()
-api.create_repo("you/m")
-api.create_branch("you/m", branch="first")
-for revision in ("first", "main"):
-    model.push_to_hub("you/m", revision=revision)
-    processor.push_to_hub("you/m", revision=revision)
-    model.model.audio_boundary_embeds.data.mul_(2)
-"""
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -60,7 +44,7 @@ def items() -> list[Item]:
 
 
 def task_of(items: list[Item], kind: str = "chat", language: str = "en") -> Task:
-    known = {"source": {}, "max_new_tokens": TOKENS, "group": None, "reader": lambda task, data, limit: iter(items)}
+    known = {"source": {}, "max_new_tokens": TOKENS, "group": None, "reader": lambda task, data: iter(items)}
     return Task("made", kind, ("word_error",), language, "english", **known)
 
 
@@ -72,7 +56,7 @@ def builder(shared_model, tiny_processor, talking_whisper, tmp_path) -> SystemBu
 def answers_of(builder: SystemBuilder, items: list[Item], name: str, kind: str = "chat") -> list[Reply]:
     system = builder.build(task_of(items, kind), name)
     asked = wrong_recordings(items) if name == "wrong_audio" else items
-    return system.answer(asked, [item.recordings for item in asked], [TOKENS] * len(items))
+    return system(asked, [item.recordings for item in asked], [TOKENS] * len(items))
 
 
 @pytest.fixture(scope="module")
@@ -111,57 +95,51 @@ def test_whisper_and_the_cascade_on_its_text(builder, items, base_alone, tiny_pr
     assert all(text for texts in heard for text in texts)
     assert [one.text for one in answers_of(builder, items, "whisper", "asr")] == [" ".join(texts) for texts in heard]
     prompts = [f"{heard[0][0]}\nWhat is said?", f"Compare {heard[1][0]} with {heard[1][1]}.", heard[2][0]]
-    prompts = [prompt.strip() for prompt in prompts]
-    found = answers_of(builder, items, "cascade")
-    assert [one.prompt for one in found] == prompts
-    assert [one.extra for one in found] == [{"transcripts": texts} for texts in heard]
-    assert [one.text for one in found] == texts_of_base(base_alone, tiny_processor, prompts)
+    expected = texts_of_base(base_alone, tiny_processor, [prompt.strip() for prompt in prompts])
+    found = [(one.prompt, one.extra, one.text) for one in answers_of(builder, items, "cascade")]
+    extras = [{"transcripts": texts} for texts in heard]
+    assert found == list(zip([prompt.strip() for prompt in prompts], extras, expected))
 
 
-def changed(model: AudioLlmForConditionalGeneration) -> AudioLlmForConditionalGeneration:
-    """As after training the language model too."""
+@pytest.fixture
+def trained(tiny_model, tiny_processor) -> SystemBuilder:
+    """Systems of a model whose language model was trained too."""
+    assert holds_its_base(tiny_model) and base_text_model(tiny_model) is tiny_model
     with torch.no_grad():
-        model.model.language_model.layers[0].mlp.up_proj.base_layer.weight.mul_(3.0)
-    return model
+        tiny_model.model.language_model.layers[0].mlp.up_proj.base_layer.weight.mul_(3.0)
+    return SystemBuilder(tiny_model, tiny_processor, None, None, Path(), 4)
 
 
 def test_the_deaf_base_is_the_base_where_the_language_model_was_trained_too(
-    builder, items, tiny_model, tiny_processor, base_alone
+    builder, items, trained, tiny_processor, base_alone
 ) -> None:
     prompts = ["What is said?", "Compare  with .", ""]
-    expected = texts_of_base(base_alone, tiny_processor, prompts)
-    found = answers_of(builder, items, "deaf")
-    assert ([one.prompt for one in found], [one.text for one in found]) == (prompts, expected)
-    assert holds_its_base(tiny_model) and base_text_model(tiny_model) is tiny_model
-    assert not holds_its_base(changed(tiny_model))
-    trained = SystemBuilder(tiny_model, tiny_processor, None, None, Path(), 4)
-    assert [one.text for one in answers_of(trained, items, "deaf")] == expected
-    tiny_model.config.text_model_id = None
+    expected = list(zip(prompts, texts_of_base(base_alone, tiny_processor, prompts)))
+    for each in (builder, trained):
+        assert [(one.prompt, one.text) for one in answers_of(each, items, "deaf")] == expected
+    assert not holds_its_base(trained.model)
+    trained.model.config.text_model_id = None
     with pytest.raises(ValueError, match="does not say which language model"):
-        base_text_model(tiny_model)
+        base_text_model(trained.model)
 
 
-def test_text_retention_tells_the_untouched_from_the_trained(builder, tiny_model, base_alone, tiny_processor) -> None:
+def test_text_retention_tells_the_untouched_from_the_trained(builder, trained, base_alone, tiny_processor) -> None:
     texts = [Item(f"{n}", text, [], [], {}) for n, text in enumerate(("Good morning.", "One, two", "x"))]
-    kept, base = (
-        [one.extra for one in answers_of(builder, texts, name, "text_retention")] for name in ("model", "deaf")
-    )
-    assert all(one["same_logits_as_base"] and one["largest_logit_difference"] == 0 for one in kept)
-    for item, own, other in zip(texts, kept, base):
+
+    def measured(builder: SystemBuilder, name: str) -> list[dict]:
+        return [one.extra for one in answers_of(builder, texts, name, "text_retention")]
+
+    kept, base, moved = measured(builder, "model"), measured(builder, "deaf"), measured(trained, "model")
+    for item, own, other, far in zip(texts, kept, base, moved):
+        assert own["same_logits_as_base"] and own["largest_logit_difference"] == 0
+        assert not far["same_logits_as_base"] and far["largest_logit_difference"] > 0
         assert (own["tokens"], own["negative_log_likelihood"]) == (other["tokens"], other["negative_log_likelihood"])
         ids = torch.tensor([tiny_processor.tokenizer(item.prompt)["input_ids"]])
         assert own["tokens"] == ids.shape[1] - 1
         if own["tokens"]:
             mean = float(base_alone(input_ids=ids, labels=ids).loss)
             assert own["negative_log_likelihood"] / own["tokens"] == pytest.approx(mean, rel=1e-4)
-    trained = SystemBuilder(changed(tiny_model), tiny_processor, None, None, Path(), 4)
-    moved = [one.extra for one in answers_of(trained, texts, "model", "text_retention")]
-    assert not any(one["same_logits_as_base"] for one in moved)
-    assert all(one["largest_logit_difference"] > 0 for one in moved)
     assert moved[0]["negative_log_likelihood"] != kept[0]["negative_log_likelihood"]
-
-
-# ------------------------------------------------------------------------------------------------------ what cannot be
 
 
 @pytest.mark.parametrize(
@@ -191,18 +169,15 @@ def test_systems_are_chosen_by_kind_or_as_asked(items) -> None:
     assert {name for names in DEFAULT_SYSTEMS.values() for name in names} == set(SYSTEM_TITLES)
     german = index(task_of(items, "asr", "de"), None, None, None)
     chosen = choose_systems(german, (), "w", False)
-    assert chosen.systems == ("model", "wrong_audio") and dict(chosen.left_out).keys() == {"whisper"}
+    assert chosen.systems == ("model", "wrong_audio") and chosen.left_out.keys() == {"whisper"}
     assert choose_systems(german, (), "w", True).systems == ("model", "wrong_audio", "whisper")
     assert choose_systems(german, ("deaf", "model"), "w", False).systems == ("deaf", "model")
-    with pytest.raises(SystemsError, match="--systems whisper cannot answer made: w hears English only"):
+    with pytest.raises(ValueError, match="--systems whisper cannot answer made: w hears English only"):
         choose_systems(german, ("model", "whisper"), "w", False)
     task = task_of(items)
     assert "give --whisper" in why_not(task, "cascade", None, False, True)
     assert all("no recordings" in why_not(task, system, "w", True, False) for system in ("wrong_audio", "cascade"))
     assert why_not(task, "deaf", None, False, False) is None
-
-
-# ----------------------------------------------------------------------------------------------------------- one batch
 
 
 @pytest.fixture
@@ -231,31 +206,18 @@ def test_a_question_longer_than_the_context_is_no_answer_and_spares_the_others(g
     assert short.text is not None
 
 
-def test_a_batch_too_large_for_the_memory_is_halved(generator, capsys) -> None:
-    def full(module, args, kwargs):
-        sizes.append(kwargs["inputs_embeds"].shape[0])
-        if sizes[-1] > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+def test_a_batch_too_large_for_the_memory_is_halved(capsys) -> None:
+    sizes = []
 
-    clips = [[noise(0.3 + 0.1 * n, n)] for n in range(3)]
-    asked = [ask("<audio>", *clip) for clip in clips]
-    expected, sizes = generator.answer(asked, clips, [TOKENS] * 3), []
-    generator.model.model.language_model.register_forward_pre_hook(full, with_kwargs=True)
-    assert generator.answer(asked, clips, [TOKENS] * 3) == expected and sizes[0] == 3
-    assert "A batch of 3 is too large for the memory; going on with 2." in capsys.readouterr().err
-
-
-def test_what_does_not_fit_alone_is_given_up() -> None:
-    def run(rows):
-        if 3 in rows:
+    def run(rows: list[int]) -> list[int]:
+        sizes.append(len(rows))
+        if 3 in rows or len(rows) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory.\nMore of it.")
         return [row * 10 for row in rows]
 
-    expected = [0, 10, 20, "out of memory, even alone in its batch: CUDA out of memory.", 40]
-    assert in_halves(run, list(range(5)), str) == expected
-
-
-# ------------------------------------------------------------------------------------------------------ of the command
+    given_up = "out of memory, even alone in its batch: CUDA out of memory."
+    assert in_halves(run, list(range(5)), str) == [0, 10, 20, given_up, 40] and sizes[0] == 5
+    assert "A batch of 5 is too large for the memory; going on with 3." in capsys.readouterr().err
 
 
 def test_another_whisper_may_answer(checkpoint, tmp_path, talking_whisper) -> None:
@@ -280,6 +242,9 @@ def test_another_whisper_may_answer(checkpoint, tmp_path, talking_whisper) -> No
         ("--tasks unseen --output_dir OUT --normaliser basic", "--normaliser is for your own data"),
         ("--tasks ami slue_ted --output_dir OUT --data x", "expected TASK=COPY for each"),
         ("--tasks unseen --output_dir OUT --systems magic", "there is no 'magic'"),
+        ("--tasks unseen --output_dir OUT --judge_url ftp://x", "no http"),
+        ("--tasks unseen --output_dir OUT --judge_url https://me:secret@host/v1", "no password"),
+        ("--tasks unseen --output_dir OUT --judge_url https://host/v1?key=1", "no password"),
         ("--tasks unseen --output_dir OUT --batch_size 0", "--batch_size is 0"),
         ("--tasks unseen --output_dir OUT --limit 1", "needs two different ones"),
         ("--output_dir OUT", "give --tasks"),
@@ -301,7 +266,7 @@ def test_what_makes_no_sense_is_refused_before_the_model_is_loaded(options, mess
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tiny_bases, tmp_path) -> None:
-    for model, message in ((tiny_bases[1], "of the type 'llama'"), (tmp_path, "cannot be read as a checkpoint")):
+    for model, message in ((tiny_bases[1], "says model_type 'llama'"), (tmp_path, "is no AudioLLM checkpoint")):
         with pytest.raises(SystemExit, match=message):
             evaluate(model, tmp_path / "run", "--tasks", "unseen")
 
@@ -320,16 +285,21 @@ def test_copies_are_given_to_their_tasks(data, names, found) -> None:
     assert options.copies(names) == found
 
 
-@pytest.mark.slow
-def test_a_revision_is_the_one_that_is_loaded(tiny_bases, tmp_path) -> None:
-    """Of a folder there is none, so that a Hub on this machine has to have it."""
-    command = "import sys; from audiollm.evaluation.evaluate import main; main(sys.argv[1:])"
-    options = ["--tasks", "unseen", "--limit", "2", "--systems", "model", "--max_new_tokens", "4", "--model", "you/m"]
-    with LoopbackHub(tmp_path / "hub", user="you") as hub:
-        known = {"cwd": tmp_path, **hub.environment(tmp_path / "home")}
-        play(PUSH, *tiny_bases, **known)
-        for revision in ("main", "first"):
-            play(command, *options, "--revision", revision, "--output_dir", tmp_path / revision, **known)
-    first, last = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("first", "main"))
-    assert first["settings"]["weights"] != last["settings"]["weights"]
-    assert (first["revision"], last["revision"]) == ("first", "main")
+def test_a_revision_is_the_one_that_is_loaded(checkpoint, tiny_model, tmp_path, monkeypatch) -> None:
+    """Of a folder there is none, so that the Hub's cache has two."""
+    repository = tmp_path / "hub" / "models--you--m"
+    (repository / "refs").mkdir(parents=True)
+    tiny_model.model.audio_boundary_embeds.data.mul_(2)
+    for revision, commit in (("main", "0" * 40), ("first", "1" * 40)):
+        shutil.copytree(checkpoint, repository / "snapshots" / commit)
+        (repository / "refs" / revision).write_text(commit)
+    tiny_model.save_pretrained(repository / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    options = ["--tasks", "unseen", "--limit", "2", "--systems", "model", "--max_new_tokens", "4"]
+    records = []
+    for revision in ("main", "first"):
+        evaluate(Path("you/m"), tmp_path / revision, *options, "--revision", revision)
+        records.append(json.loads((tmp_path / revision / "run.json").read_text()))
+    assert records[0]["settings"]["weights"] != records[1]["settings"]["weights"]
+    assert [record["revision"] for record in records] == ["main", "first"]

@@ -19,25 +19,11 @@ RUN = {
     "audiollm": {"version": "0.1.0", "commit": "c0ffee"},
 }
 #: What a run and its user leave beside a checkpoint.
-STRAYS = {
-    "training_args.bin": b"pickle",
-    "optimizer.pt": b"pickle",
-    "rng_state.pth": b"pickle",
-    "trainer_state.json": b"{}",
-    "stage.json": b"{}",
-    ".env": b"HF_TOKEN=x",
-    "token": b"x",
-    "notes.txt": b"mine",
-    "run.log": b"log",
-    "scratch.py": b"print()",
-    "other.safetensors": b"weights",
-    "checkpoint-3/model.safetensors": b"weights",
-    "checkpoint-3/optimizer.pt": b"pickle",
-    "runs/events.out.tfevents.1": b"log",
-    ".git/config": b"[remote]",
-    ".cache/huggingface/x": b"cache",
-    "__pycache__/x.pyc": b"cache",
-}
+STRAYS = (
+    *("training_args.bin", "optimizer.pt", "rng_state.pth", "trainer_state.json", "stage.json", ".env", "token"),
+    *("notes.txt", "run.log", "scratch.py", "other.safetensors", "checkpoint-3/model.safetensors"),
+    *("checkpoint-3/optimizer.pt", "runs/events.out.tfevents.1", ".git/config", ".cache/x", "__pycache__/x.pyc"),
+)
 
 
 def change_json(path: Path, **fields: Any) -> None:

@@ -29,11 +29,11 @@ def checkpoint(saved: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def strays(checkpoint: Path) -> dict[str, bytes]:
+def strays(checkpoint: Path) -> tuple[str, ...]:
     """Files beside the checkpoint that do not belong to it."""
-    for name, content in STRAYS.items():
+    for name in STRAYS:
         (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
-        (checkpoint / name).write_bytes(content)
+        (checkpoint / name).write_bytes(b"x")
     return STRAYS
 
 
@@ -43,41 +43,24 @@ def scores() -> dict[str, Any]:
 
     def system(value: float, low: float, high: float, **counts: int) -> dict[str, Any]:
         metric = {"value": value, "low": low, "high": high, "unit": "fraction"}
-        counts = {"items": 70, "scored": 69, **counts}
         speed = {"value": 9.0, "low": 8.0, "high": 10.0, "unit": "ratio"}
-        return {
-            "metrics": {"word_error": metric, "rtfx": speed},
-            "counts": counts,
-            "audio_seconds": 180.0,
-            "seconds": 20.0,
-        }
+        return {"metrics": {"word_error": metric, "rtfx": speed}, "counts": {"items": 70, "scored": 69, **counts}}
 
-    source = {
-        "title": "Studio prompts",
-        "licence": "CC-BY-SA-3.0",
-        "hub": "org/prompts",
-        "config": "clean",
-        "split": "test",
+    source = {"title": "Studio prompts", "licence": "CC-BY-SA-3.0", "hub": "org/prompts"}
+    source |= {"config": "clean", "split": "test"}
+    arguments = {
+        **{"judge_model": None, "judge_url": "https://api.openai.com/v1", "tasks": ["prompts"], "limit": 70},
+        **{"data": "/home/me/prompts", "hub_token": "hf_x", "seed": 3},
+    }
+    run = {
+        **{"versions": {"audiollm": "0.1.0", "torch": "2.13.0"}, "commit": "f00d", "device": "cpu"},
+        **{"dtype": "bfloat16", "arguments": arguments},
+        "tasks": {"prompts": {"kind": "asr", "metrics": ["word_error"], "source": source}},
     }
     systems = {"model": system(0.21, 0.17, 0.26, length_limited=2), "whisper": system(0.058, 0.03, 0.09)}
     average = {"word_error": {"value": 0.21, "low": 0.17, "high": 0.26, "unit": "fraction", "tasks": ["prompts"]}}
     return {
-        "run": {
-            "versions": {"audiollm": "0.1.0", "torch": "2.13.0"},
-            "commit": "f00d",
-            "device": "cpu",
-            "dtype": "bfloat16",
-            "arguments": {
-                "judge_model": None,
-                "judge_url": "https://api.openai.com/v1",
-                "tasks": ["prompts"],
-                "limit": 70,
-                "data": "/home/me/prompts",
-                "hub_token": "hf_x",
-                "seed": 3,
-            },
-            "tasks": {"prompts": {"kind": "asr", "metrics": ["word_error"], "source": source}},
-        },
+        "run": run,
         "tasks": {"prompts": {"kind": "asr", "systems": systems}},
         "scoring": {"samples": 1000, "seed": 7},
         "averages": {"studio": {"model": average}},

