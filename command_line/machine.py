@@ -1,4 +1,4 @@
-"""Facts about the machine: its precision, its threads and how they wait for each other, its memory."""
+"""Facts about the machine: its precision, its threads, its memory."""
 
 import ctypes
 import errno
@@ -13,21 +13,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import BitsAndBytesConfig
 
-#: libgomp reads it when torch is loaded: threads that wait sleep instead of spinning.
-WAIT_POLICY = "OMP_WAIT_POLICY"
 #: Size of the product by which precisions are compared, (rows, in, out), and how often it is timed.
 PROBE_SHAPE, PROBE_REPEATS = (512, 576, 1536), 5
 #: Messages of PyTorch's allocators, and of Python where a thread has no stack.
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "can't start new thread")
-
-
-def wait_passively() -> None:
-    """
-    Let OpenMP's threads sleep where they wait, unless the user says otherwise; call it before torch is imported.
-
-    A spinning thread takes its core from the one that it waits for, as soon as anything else runs on the machine.
-    """
-    os.environ.setdefault(WAIT_POLICY, "PASSIVE")
 
 
 @cache

@@ -40,4 +40,6 @@ def main(model_path: str, data_path: str, output_dir: str, **options) -> Trainer
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        sys.exit(__doc__)
     main(*sys.argv[1:])

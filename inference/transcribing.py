@@ -471,7 +471,7 @@ class Transcriber:
             if job.partial is not None:
                 job.partial.add(new)
         speed = self._seconds_heard / (time.monotonic() - self._began)
-        self._bar.set_postfix_str(f"{speed:.1f} x real time")
+        self._bar.set_postfix_str(f"{speed:.1f} x real time", refresh=False)
 
     def _new_passages(self, job: _Job) -> Iterator[Passage]:
         """Yield passages that have not been given, up to the first window that is not transcribed yet."""
@@ -655,5 +655,5 @@ def check_timestamps(timestamps: str, config) -> None:
 
 def _bar_format(total: float | None) -> str:
     if total is None:
-        return "{desc}: {n:.0f} s of audio [{elapsed}, {postfix}]"
-    return "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}, {postfix}]"
+        return "{desc}: {n:.0f} s of audio [{elapsed}{postfix}]"
+    return "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s of audio [{elapsed}<{remaining}{postfix}]"

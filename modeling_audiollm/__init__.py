@@ -4,9 +4,14 @@ AudioLLM gives a Llama ears.
 Importing this package registers its classes with transformers, so that `AutoConfig`, `AutoProcessor`, `AutoModel` and
 `AutoModelForMultimodalLM` load AudioLLM checkpoints without `trust_remote_code`, and `pipeline("audio-text-to-text")`
 answers questions about recordings. Like transformers, it imports nothing heavy before it is used.
+
+Where torch is not loaded yet, its threads are told to sleep where they wait (`OMP_WAIT_POLICY`), unless the user has said
+otherwise: a spinning thread takes its core from the one that it waits for, as soon as anything else runs on the machine.
 """
 
 import importlib
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from .registration import register
@@ -34,6 +39,8 @@ _MODULES = {
     "load": "audiollm.inference.loaded",
 }
 
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 register()
 
 

@@ -1,8 +1,9 @@
-"""Checkpoints to resume from: SIGTERM leaves one behind, half-written ones are skipped, and a folder records its stage."""
+"""Checkpoints to resume from: SIGTERM and Ctrl-C leave one behind, half-written ones are skipped, and a folder records its stage."""
 
 import json
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,67 +22,75 @@ STAGE_FILE = "stage.json"
 
 
 class StoppedBySignalError(Exception):
-    """A run that SIGTERM ended, after it wrote a checkpoint."""
+    """A run that SIGTERM or Ctrl-C ended, after it wrote a checkpoint."""
 
-    def __init__(self, step: int, max_steps: int, checkpoint: str):
-        self.checkpoint = checkpoint
+    def __init__(self, number: int, step: int, max_steps: int, checkpoint: str):
+        self.exit_status, self.checkpoint = 128 + number, checkpoint
         super().__init__(
-            f"stopped by SIGTERM after step {step} of {max_steps}; {checkpoint} holds it. The same command goes on "
+            f"stopped by {signal.Signals(number).name} after step {step} of {max_steps}; {checkpoint} holds it. The same command goes on "
             "from there."
         )
 
 
-class StopOnSigterm(TrainerCallback):
+class StopOnSignal(TrainerCallback):
     """
-    Ends a run, with a checkpoint, at the end of the step in which SIGTERM came.
+    Ends a run, with a checkpoint, at the end of the step in which SIGTERM or Ctrl-C came; a second Ctrl-C ends it at once.
 
     transformers' own (`enable_jit_checkpoint`) may save within a step, where a resumed run would draw other numbers.
     With several processes all stop at the same step, whichever of them got the signal.
     """
 
     def __init__(self):
-        self.requested = False
-        self._stopping = False
-        self._previous: Any = None
+        self.requested = 0  # the signal's number
+        self._stopping = 0
+        self._previous: dict[int, Any] = {}
         self._process = None
 
     def on_train_begin(self, args, state, control, **kwargs):
         """Start listening; signals reach the main thread only."""
-        self.requested = self._stopping = False
+        self.requested = self._stopping = 0
         if threading.current_thread() is threading.main_thread():
             self._process = os.getpid()
-            self._previous = signal.signal(signal.SIGTERM, self._request)
+            listened = [signal.SIGTERM]
+            if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # not of a job in the background
+                listened.append(signal.SIGINT)
+            self._previous = {number: signal.signal(number, self._request) for number in listened}
 
     def _request(self, number, frame) -> None:
         if os.getpid() == self._process:
-            self.requested = True
+            if number == signal.SIGINT and self.requested:
+                raise KeyboardInterrupt
+            if number == signal.SIGINT:
+                print("\nA checkpoint is written after this step. Ctrl-C again ends at once.", file=sys.stderr)
+            self.requested = number
         else:  # a worker of the data loader, which inherited the handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
 
     def on_step_end(self, args, state, control, **kwargs):
         """Ask for a checkpoint if the signal came."""
-        if self._requested_anywhere(args):
-            self._stopping = control.should_save = True
+        self._stopping = self._requested_anywhere(args)
+        if self._stopping:
+            control.should_save = True
 
     def on_save(self, args, state, control, **kwargs):
         """Stop, now that the checkpoint is written."""
         if self._stopping:
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-            raise StoppedBySignalError(state.global_step, state.max_steps, str(folder))
+            raise StoppedBySignalError(self._stopping, state.global_step, state.max_steps, str(folder))
 
-    def _requested_anywhere(self, args: TrainingArguments) -> bool:
+    def _requested_anywhere(self, args: TrainingArguments) -> int:
         if args.world_size == 1:
             return self.requested
-        requested = torch.tensor(int(self.requested), device=args.device)
+        requested = torch.tensor(self.requested, device=args.device)
         torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
-        return bool(requested)
+        return int(requested)
 
     def restore(self) -> None:
-        """Restore the previous handler."""
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            self._previous = None
+        """Restore the previous handlers."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:

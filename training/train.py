@@ -43,7 +43,6 @@ from .trainer import AudioLlmTrainer, write_card_if_mine
 #: Each stage's module reads its rows (`open_data`) and builds its Trainer (`build`).
 STAGES: dict[str, Any] = {"align": align, "read": read, "instruct": instruct, "distill": distill, "prefer": prefer}
 #: What a shell reports of a program that SIGTERM ended.
-EXIT_CODE_OF_SIGTERM = 128 + signal.SIGTERM
 #: Errors of which the command shows the message alone.
 REFUSALS = (TrainingError, DownloadError, ExamplesError, ConversationError, AudioError, CardError, OSError)
 DISK_ADVICE = "checkpoints that are whole stay: make room, and the same command goes on from the last one"
@@ -150,9 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             processes.destroy_process_group()
     except StoppedBySignalError as stopped:
         print(f"audiollm train: {stopped}", file=sys.stderr)
-        sys.exit(EXIT_CODE_OF_SIGTERM)
+        sys.exit(stopped.exit_status)
     except KeyboardInterrupt as interrupt:
-        print("\naudiollm train: interrupted; the same command goes on from the last checkpoint.", file=sys.stderr)
+        kept = last_complete_checkpoint(output)
+        goes_on = f"goes on from {kept}" if kept else "begins again: there is no checkpoint yet"
+        print(f"\naudiollm train: interrupted; the same command {goes_on}.", file=sys.stderr)
         sys.exit(exit_status(interrupt))
     except REFUSALS as error:
         sys.exit(f"audiollm train: {error}")

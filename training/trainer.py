@@ -32,7 +32,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .arguments import AudioLlmTrainingArguments, asks_for_fsdp, check_distributed
 from .batching import BatchBudget, BudgetBatchSampler
-from .checkpointing import StopOnSigterm, StoppedBySignalError
+from .checkpointing import StopOnSignal, StoppedBySignalError
 from .rows import StreamedExamples, collate_stream
 
 #: What the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
@@ -99,8 +99,8 @@ class AudioLlmTrainer(Trainer):
         self.augmentation: Callable[[dict], dict] | None = None
         self.pack: Callable[[dict], dict] | None = None
         self.more_metrics: Callable[[Trainer], dict[str, float]] | None = None
-        self.stop_on_sigterm = StopOnSigterm()
-        self.add_callback(self.stop_on_sigterm)
+        self.stop_on_signal = StopOnSignal()
+        self.add_callback(self.stop_on_signal)
         check_distributed(self.args)
         if self.is_fsdp_enabled:
             plugin = self.accelerator.state.fsdp_plugin
@@ -168,7 +168,7 @@ class AudioLlmTrainer(Trainer):
             self.control = self.callback_handler.on_train_end(self.args, self.state, self.control)
             raise
         finally:
-            self.stop_on_sigterm.restore()
+            self.stop_on_signal.restore()
 
     def _get_train_sampler(self, train_dataset=None) -> torch.utils.data.Sampler | None:
         sampler = super()._get_train_sampler(train_dataset)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import prepared_python
@@ -143,6 +144,30 @@ def test_the_console_script_ends_with_status_and_message() -> None:
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
 def test_threads_wait_passively_before_torch_is_loaded(given: str | None, expected: str) -> None:
-    code = "import os; from audiollm.command_line import cli; sys.argv = ['audiollm']; cli.main(); print(os.environ)"
+    code = "import os, audiollm; print(os.environ)"
     printed, modules = run(code, **({"OMP_WAIT_POLICY": given} if given else {}))
     assert f"'OMP_WAIT_POLICY': '{expected}'" in printed and "torch" not in modules
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    printed, _ = run("from audiollm.command_line import cli; sys.argv = ['audiollm', '--version']; cli.main()")
+    assert printed.strip() == version("audiollm")
+
+
+@pytest.mark.parametrize("error", ["KeyboardInterrupt()", "RuntimeError('torch was imported by half')"])
+def test_a_command_that_is_interrupted_while_it_is_imported_says_so(error: str, tmp_path) -> None:
+    """Where C code was interrupted, the interrupt may come out as another error."""
+    code = f"""
+import signal, sys
+from audiollm.command_line import cli, interruption
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "audiollm.publishing.card":
+            interruption._came.append(signal.SIGINT)
+            raise {error}
+sys.meta_path.insert(0, Finder())
+sys.argv = ["audiollm", "card"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 130 and done.stderr.strip() == "Interrupted."

@@ -242,16 +242,19 @@ def test_a_folder_with_checkpoints_of_another_stage_is_refused(stage, tmp_path, 
 # ----------------------------------------------------------------------------------------- ended from outside, resumed
 
 
-def test_the_command_that_sigterm_ends_says_so_and_exits_with_143(stage, tmp_path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_command_that_a_signal_ends_says_so_and_leaves_a_checkpoint(
+    number: signal.Signals, stage, tmp_path
+) -> None:
     log = tmp_path / "log"
     process = started(stage("instruct", "--max_steps=4000", "--save_steps=5"), log)
     until_checkpoint(process, tmp_path / "instruct", log)
-    process.terminate()
+    os.kill(process.pid, number)
     process.join(60)
-    assert process.exitcode == 143
+    assert process.exitcode == 128 + number
     newest, printed = last_complete_checkpoint(tmp_path / "instruct"), log.read_text()
     step = newest.rpartition("-")[2]
-    assert f"audiollm train: stopped by SIGTERM after step {step} of 4000; {newest} holds it" in printed
+    assert f"audiollm train: stopped by {number.name} after step {step} of 4000; {newest} holds it" in printed
     assert "Traceback" not in printed
 
 
