@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from audiollm import AudioLlmConfig, __version__
 from audiollm.base_models import EMBEDDED_PREFIX
-from audiollm.command_line.files import CHECKSUM_BLOCK_BYTES, write_whole
+from audiollm.command_line.files import BLOCK_BYTES, write_whole
 from audiollm.command_line.option_parser import option, parser_of
 from huggingface_hub import ModelCard
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -133,7 +133,7 @@ def make_card(
     hashed = hashlib.sha256()
     for file in weights:
         with file.open("rb") as content:
-            while block := content.read(CHECKSUM_BLOCK_BYTES):
+            while block := content.read(BLOCK_BYTES):
                 hashed.update(block)
     digest = hashed.hexdigest()
     still_scored = scores is None and digest in present.get(EVALUATION, "")
