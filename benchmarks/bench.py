@@ -1,5 +1,5 @@
 """
-Runs the benchmarks one after the other, and writes their figures into the documents.
+Run the benchmarks one after the other, and write their figures into the documents.
 
     python benchmarks/bench.py                # everything that fits into half an hour, then the tables
     python benchmarks/bench.py --only word_times kill_and_resume
@@ -51,64 +51,59 @@ SHAPES = {"short": "clips of 1 to 4 s", "10s": "clips of 10 s", "30s": "windows 
 
 
 def result(name: str) -> dict[str, Any]:
-    """The result file of a benchmark."""
+    """Return the result of a benchmark."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def row_of(name: str, **values: Any) -> dict[str, Any]:
-    """The one row of a result's summary that has these values."""
-    (row,) = (row for row in result(name)["summary"] if values.items() <= row.items())
-    return row
-
-
 def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
-def ratios(name: str, row: dict[str, Any], field: str) -> list[str]:
-    """A result's ratios to the peers, in every precision."""
-    return [
-        f"{row_of(name, precision=precision, **row)[f'{field}_{peer}']:.1f}x"
-        for precision in PRECISIONS
-        for peer in PEERS
-    ]
+def ratios(name: str, side: str, measure: str, **batch: Any) -> list[str]:
+    """Return how many times as fast a side is as the peers, in every precision."""
+    rows = [row for row in result(name)["summary"] if batch.items() <= row.items()]
+    values = {(row["precision"], row["side"]): row[measure] for row in rows}
+    power = 1 if measure == "tokens_per_s" else -1  # of seconds, fewer are better
+    pairs = [(precision, peer) for precision in PRECISIONS for peer in PEERS]
+    return [f"{(values[precision, side] / values[precision, peer]) ** power:.1f}x" for precision, peer in pairs]
 
 
 def peers_table() -> str:
-    """Speed beside the peers: how many times as fast AudioLLM is."""
-    ours, merged = "audiollm", "audiollm, merged"
-    first = [(f"first token, {seconds:g} s of speech", ours, seconds, "first_token") for seconds in (4.0, 30.0)]
-    after = [("tokens per second after it", ours, 30.0, "decode")]
-    after += [("the same with `--merge_adapters`", merged, 30.0, "decode")]
-    rows = []
-    for shape, words in SHAPES.items():
-        found: dict[str, Any] = {"side": ours, "shape": shape}
-        rows.append([f"training step, {words}", *ratios("training_step", found, "times_faster_than")])
-    for words, side, seconds, measure in first + after:
-        found = {"side": side, "recording_s": seconds}
-        rows.append([words, *ratios("first_token", found, f"{measure}_times_faster_than")])
+    """Return the table of speed beside the peers: how many times as fast AudioLLM is."""
+    rows = [
+        [f"training step, {words}", *ratios("training_step", "audiollm", "median_seconds", shape=shape)]
+        for shape, words in SHAPES.items()
+    ]
+    rows += [
+        [words, *ratios("first_token", side, measure, recording_s=seconds)]
+        for words, side, measure, seconds in (
+            ("first token, 4 s of speech", "audiollm", "first_token_s", 4.0),
+            ("first token, 30 s of speech", "audiollm", "first_token_s", 30.0),
+            ("tokens per second after it", "audiollm", "tokens_per_s", 30.0),
+            ("the same with `--merge_adapters`", "audiollm, merged", "tokens_per_s", 30.0),
+        )
+    ]
     return markdown(["", *(f"{precision}: {peer}" for precision in PRECISIONS for peer in PEERS.values())], rows)
 
 
+def memory(row: dict[str, Any]) -> str:
+    """Return the peak memory of a row, in MiB."""
+    return f"{row['peak_memory_mib']:,.0f}"
+
+
 def steps_table() -> str:
-    """Seconds and peak memory of a training step of every side."""
+    """Return the table of seconds and peak memory of a training step, of every side."""
     rows = [
-        [
-            SHAPES[row["shape"]],
-            row["precision"],
-            row["side"],
-            f"{row['median_seconds']:.2f}",
-            f"{row['peak_memory_mib']:,.0f}",
-        ]
-        for row in result("training_step")["summary"]
+        [SHAPES[each["shape"]], each["precision"], each["side"], f"{each['median_seconds']:.2f}", memory(each)]
+        for each in result("training_step")["summary"]
     ]
     return markdown(["batch", "precision", "side", "seconds", "peak MiB"], rows)
 
 
 def first_token_table() -> str:
-    """Seconds to the first token, tokens per second and peak memory of every side."""
+    """Return the table of seconds to the first token, tokens per second and peak memory, of every side."""
     rows = [
         [
             f"{row['recording_s']:g} s",
@@ -116,7 +111,7 @@ def first_token_table() -> str:
             row["side"] + ("" if row["hears_all"] else f" (hears {row['heard_s']:g} s)"),
             f"{row['first_token_s']:.2f}",
             f"{row['tokens_per_s']:.1f}",
-            f"{row['peak_memory_mib']:,.0f}",
+            memory(row),
         ]
         for row in result("first_token")["summary"]
     ]
@@ -124,7 +119,7 @@ def first_token_table() -> str:
 
 
 def long_table() -> str:
-    """Second questions about a recording, and long recordings."""
+    """Return the table of second questions about a recording, and of long recordings."""
     follow_ups = [
         [
             f"second question about {row['recording_s']:g} s",
@@ -133,14 +128,14 @@ def long_table() -> str:
         for row in result("follow_up")["recordings"]
     ]
     recordings = [
-        [f"transcript of {row['minutes']:g} minutes", f"{row['run_s']:.0f} s, {row['peak_memory_mib']:,.0f} MiB"]
+        [f"transcript of {row['minutes']:g} minutes", f"{row['run_s']:.0f} s, {memory(row)} MiB"]
         for row in result("hour_long")["recordings"]
     ]
     return markdown(["", "measured"], [*follow_ups, *recordings])
 
 
 def shipped_adapter_table() -> str:
-    """Word error of the shipped adapter: `shipped_adapter.json` is the `scores.json` of an evaluation."""
+    """Return the table of the shipped adapter's word error: `shipped_adapter.json` is the `scores.json` of an evaluation."""
     tasks = result("shipped_adapter")["tasks"]
     rows = []
     for task, words in TEST_SETS.items():
@@ -161,7 +156,7 @@ TABLES = {
 
 
 def rendered() -> Iterator[tuple[Path, str]]:
-    """Each document with tables, and its text with the tables as measured."""
+    """Yield each document that has tables, and its text with the tables as measured."""
     for path in sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern)):
         text = path.read_text(encoding="utf-8")
         if MARKED.search(text):

@@ -63,7 +63,7 @@ def command(folder: Path, *arguments: object, **environment: str) -> Iterator[Co
         while "startup complete" not in log_path.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log_path.read_text()
             time.sleep(0.05)
-        name, url = BANNER.search(log_path.read_text()).groups()
+        ((name, url),) = BANNER.findall(log_path.read_text())
         yield Command(process, log_path, name, url)
     finally:
         process.kill()

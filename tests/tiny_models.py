@@ -8,6 +8,7 @@ import string
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
@@ -16,7 +17,6 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -127,7 +127,7 @@ def save_text_base(folder: Path, config: LlamaConfig | None = None, seed: int = 
     return str(folder)
 
 
-def randomise_trainables(model: PreTrainedModel, seed: int = 2, std: float = WEIGHT_STD) -> PreTrainedModel:
+def randomise_trainables(model: Any, seed: int = 2, std: float = WEIGHT_STD) -> Any:
     """Gives projector, boundary vectors and both LoRA factors values as after a long training, in place."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def randomise_trainables(model: PreTrainedModel, seed: int = 2, std: float = WEI
 
 
 @contextmanager
-def randomised(model: PreTrainedModel, seed: int = 2, std: float = WEIGHT_STD) -> Iterator[PreTrainedModel]:
+def randomised(model: Any, seed: int = 2, std: float = WEIGHT_STD) -> Iterator[Any]:
     """`randomise_trainables` for a while, on a model that others use as well."""
     names = set(model.trainable_names())
     kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if name in names}
