@@ -24,7 +24,7 @@ class Place:
 
     Attributes:
         root: folder of everything else; outputs go into it too, unless `outputs` is another.
-        outputs: where commands write.
+        outputs: folder that commands write to.
         recordings: folder of the recordings, each with its transcript beside it.
         names: of the recordings.
         data: examples about them.

@@ -5,6 +5,7 @@ import io
 import json
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -35,14 +36,9 @@ LIMITS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    return make_place(tmp_path_factory.mktemp("place"))
-
-
 def elsewhere(place: Place, outputs: Path) -> Place:
-    """The same with outputs in another folder."""
-    return Place(**{**vars(place), "outputs": outputs})
+    """Return the same with outputs in another folder."""
+    return replace(place, outputs=outputs)
 
 
 # ---------------------------------------------------------------------------------------------------------- read-only
