@@ -98,7 +98,7 @@ class Check:
         LlamaForCausalLM(SMALL_LLAMA).save_pretrained(folder / "text")
 
     def small(self, dtype: torch.dtype, **options: Any) -> Any:
-        """The small pair from its saved bases, with LoRA that is not zero."""
+        """Return the small pair from its saved bases, with LoRA that is not zero."""
         bases = str(self.folder / "audio"), str(self.folder / "text")
         model: Any = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
             *bases, dtype=dtype, lora_rank=4, lora_target_modules=TARGETS, **options
@@ -110,27 +110,30 @@ class Check:
                     parameter.normal_(std=0.1)
         return model
 
-    def batch(self, config: AudioLlmConfig, rows: int, seconds: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Return random rows of a prompt, one recording and an answer."""
+    def batch(
+        self, config: AudioLlmConfig, rows: int, seconds: float, dtype: torch.dtype, audio: list[int] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Return random rows of a prompt, one recording and an answer; `audio` are other ids in the recording's place."""
         frames = int(seconds * MEL_FRAMES_PER_S)
         slots = math.ceil(math.ceil(frames / MEL_PER_FRAME) / config.stack_factor)
-        top = config.text_config.vocab_size
-        before, after = (torch.randint(5, top, (rows, count)) for count in (20, 40))
-        audio = [config.audio_begin_token_id, *[config.audio_token_id] * slots, config.audio_end_token_id]
+        audio = audio or [config.audio_begin_token_id, *[config.audio_token_id] * slots, config.audio_end_token_id]
+        before, after = (torch.randint(5, config.text_config.vocab_size, (rows, count)) for count in (20, 40))
         ids = torch.cat([before, torch.tensor(audio).expand(rows, -1), after], dim=1)
-        labels = ids.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - 30, IGNORED_LABEL)
-        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-        batch["input_features"] = torch.randn(rows, config.audio_config.num_mel_bins, frames).to(dtype)
-        batch["input_features_mask"] = torch.ones(rows, frames, dtype=torch.long)
+        batch = {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "labels": ids.masked_fill(torch.arange(ids.shape[1]) < ids.shape[1] - 30, IGNORED_LABEL),
+            "input_features": torch.randn(rows, config.audio_config.num_mel_bins, frames).to(dtype),
+            "input_features_mask": torch.ones(rows, frames, dtype=torch.long),
+        }
         return {name: value.to(self.device) for name, value in batch.items()}
 
     # ---- right and wrong --------------------------------------------------------------------------------------------
 
     def training(self, dtype: torch.dtype) -> dict[str, Any]:
-        """Loss falls on one batch, without NaN; fp16 with a loss scale, as the Trainer has it."""
+        """Train on one batch, whose loss falls without NaN; fp16 with a loss scale, as the Trainer has it."""
         model = self.small(dtype).train()
         batch = self.batch(model.config, 2, 1.0, dtype)
-        trained = [parameter.data_ptr() for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
         scaler = torch.amp.GradScaler(self.device.type, enabled=dtype is torch.float16)
         losses = []
@@ -142,12 +145,11 @@ class Check:
             scaler.update()
             optimizer.zero_grad()
             losses.append(loss.item())
-        assert trained and all(map(torch.isfinite, map(torch.tensor, losses))), losses
-        assert losses[-1] < losses[0], losses
+        assert all(map(math.isfinite, losses)) and losses[-1] < losses[0], losses
         return {"losses": losses}
 
     def text_rows(self) -> dict[str, Any]:
-        """Rows of text are the base's to the last bit, in every precision."""
+        """Compare rows of text with the base's, to the last bit, in every precision."""
         dtypes = [torch.float32, torch.bfloat16, torch.float16]
         for dtype in dtypes:
             model = self.small(dtype).eval()
@@ -159,7 +161,7 @@ class Check:
         return {"precisions": [str(dtype) for dtype in dtypes]}
 
     def flash_attention(self) -> dict[str, Any]:
-        """The loss with flash attention beside that with sdpa."""
+        """Compare the loss with flash attention with that with sdpa."""
         if self.device.type != "cuda" or not is_flash_attn_2_available():
             raise Skipped("flash attention needs a GPU and the package flash-attn")
         losses = []
@@ -172,7 +174,7 @@ class Check:
         return {"losses": losses}
 
     def four_bits(self) -> dict[str, Any]:
-        """A base in 4 bits: finite loss, gradients in LoRA."""
+        """Train with a base in 4 bits: finite loss, gradients in LoRA."""
         if self.device.type != "cuda" or not is_bitsandbytes_available():
             raise Skipped("4 bits need a GPU and the package bitsandbytes")
         settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
@@ -184,7 +186,7 @@ class Check:
         return {"loss": loss.item()}
 
     def compiled_decoding(self) -> dict[str, Any]:
-        """A static cache, which transformers compiles on a GPU, gives the tokens of the dynamic one."""
+        """Compare the tokens of a static cache, which transformers compiles on a GPU, with those of the dynamic one."""
         model = self.small(torch.float32).eval()
         inputs = self.batch(model.config, 2, 1.0, torch.float32)
         tokens = answered(model, inputs, 8)
@@ -218,20 +220,18 @@ class Check:
         """Measure seconds and peak memory of a training step, and tokens per second of an answer."""
         on_gpu = self.device.type == "cuda"
         dtype = torch.bfloat16 if on_gpu else torch.float32
-        model = (self.large if name == "audiollm" else self.voxtral)(dtype)
-        batch = self.batch(self.config, self.rows, self.seconds, dtype)
-        if name == "voxtral":  # every clip is padded to 30 s, and all of that becomes tokens
-            slots = self.config.audio_config.max_source_positions // VOXTRAL_STACK
-            audio = torch.full((self.rows, slots), model.config.audio_token_id, device=self.device)
-            ids, labels = batch["input_ids"], batch["labels"]
-            batch["input_ids"] = torch.cat([ids[:, :20], audio, ids[:, -40:]], dim=1)
-            batch["labels"] = torch.cat(
-                [labels[:, :20], torch.full_like(audio, IGNORED_LABEL), labels[:, -40:]], dim=1
-            )
-            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-            features = batch["input_features"]
-            batch["input_features"] = torch.nn.functional.pad(features, (0, 3000 - features.shape[2]))
-            batch.pop("input_features_mask")
+        with self.device:
+            if name == "audiollm":
+                model: Any = AudioLlmForConditionalGeneration(self.config).train()
+                batch = self.batch(self.config, self.rows, self.seconds, dtype)
+            else:  # every clip is padded to 30 s, and all of that becomes tokens
+                voxtral = voxtral_config(self.config.audio_config, self.config.text_config, audio_token_id=4)
+                model = add_lora(VoxtralForConditionalGeneration(voxtral).requires_grad_(False))
+                slots = self.config.audio_config.max_source_positions // VOXTRAL_STACK
+                batch = self.batch(self.config, self.rows, 30.0, dtype, [voxtral.audio_token_id] * slots)
+                batch.pop("input_features_mask")
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
         def step() -> None:
@@ -261,7 +261,7 @@ class Check:
         }
 
     def timed(self, work: Callable[[], None]) -> float:
-        """Seconds that the device takes."""
+        """Return the seconds that the device takes."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -269,26 +269,6 @@ class Check:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
-
-    def large(self, dtype: torch.dtype) -> Any:
-        """Return AudioLLM at the shapes to be timed: frozen bases in `dtype`, trained parameters in float32."""
-        with self.device:
-            model = AudioLlmForConditionalGeneration(self.config)
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
-        return model.train()
-
-    def voxtral(self, dtype: torch.dtype) -> Any:
-        """Return transformers' Voxtral class at the same shapes, with LoRA by PEFT."""
-        config = voxtral_config(self.config.audio_config, self.config.text_config, audio_token_id=4)
-        with self.device:
-            model: Any = VoxtralForConditionalGeneration(config)
-        model = add_lora(model.to(dtype).requires_grad_(False))
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float().to(self.device)
-        return model
 
 
 def answered(model: Any, batch: dict[str, torch.Tensor], tokens: int, **options: Any) -> torch.Tensor:
@@ -298,7 +278,7 @@ def answered(model: Any, batch: dict[str, torch.Tensor], tokens: int, **options:
 
 
 def run(tiny: bool) -> dict[str, Any]:
-    """All checks, in order; one that fails stops no other."""
+    """Make all checks, in order; one that fails stops no other."""
     with tempfile.TemporaryDirectory() as folder:
         check = Check(Path(folder), tiny)
         checks: dict[str, Callable[[], dict[str, Any]]] = {

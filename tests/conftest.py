@@ -129,13 +129,6 @@ def real_bases() -> tuple[str, str]:
 
 
 @pytest.fixture(scope="session")
-def real_model(real_bases: tuple[str, str]) -> AudioLlmForConditionalGeneration:
-    """The real pair with an untrained adapter; shared, so leave its weights as they are."""
-    torch.manual_seed(0)
-    return AudioLlmForConditionalGeneration.from_audio_text_pretrained(*real_bases)
-
-
-@pytest.fixture(scope="session")
 def real_processor(real_bases: tuple[str, str]) -> AudioLlmProcessor:
     folders = [str(Path(embedded_bases.base_folder(name))) for name in real_bases]
     return AudioLlmProcessor.from_audio_text_pretrained(*folders)

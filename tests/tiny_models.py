@@ -5,8 +5,7 @@ Weights are drawn wider than a fresh model's, so that logits differ between toke
 
 import math
 import string
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,17 +134,6 @@ def randomise_trainables(model: Any, seed: int = 2, std: float = WEIGHT_STD) -> 
             if name in set(model.trainable_names()):
                 parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
     return model
-
-
-@contextmanager
-def randomised(model: Any, seed: int = 2, std: float = WEIGHT_STD) -> Iterator[Any]:
-    """`randomise_trainables` for a while, on a model that others use as well."""
-    names = set(model.trainable_names())
-    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if name in names}
-    try:
-        yield randomise_trainables(model, seed, std)
-    finally:
-        model.load_state_dict(kept, strict=False)
 
 
 def hearing_model(bases: tuple[str, str], processor: AudioLlmProcessor) -> AudioLlmForConditionalGeneration:

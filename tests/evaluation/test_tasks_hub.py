@@ -12,7 +12,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 
-sys.path.insert(0, sys.argv[2])
+sys.path[:0] = [sys.argv[2], str(Path(sys.argv[2]).parent)]
 import huggingface_hub
 from audiollm.evaluation.tasks import TaskError, find_task
 from audiollm.processing import load_waveform
