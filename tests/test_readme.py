@@ -218,7 +218,7 @@ def test_the_snippet_without_the_package_runs(workplace: Path) -> None:
 
 
 def test_the_sharing_snippet_uploads_a_whole_checkpoint(workplace: Path, tmp_path: Path) -> None:
-    with LoopbackHub(tmp_path / "hub", user="you") as hub:
+    with LoopbackHub("you") as hub:
         play(PUSHING[0], cwd=workplace, **hub.environment(tmp_path / "home"))
         files = hub.files("you/my-audiollm")
     assert {"config.json", "model.safetensors", "modeling_audiollm.py", "processor_config.json"} <= files.keys()

@@ -325,7 +325,7 @@ def test_a_revision_is_the_one_that_is_loaded(tiny_bases, tmp_path) -> None:
     """Of a folder there is none, so that a Hub on this machine has to have it."""
     command = "import sys; from audiollm.evaluation.evaluate import main; main(sys.argv[1:])"
     options = ["--tasks", "unseen", "--limit", "2", "--systems", "model", "--max_new_tokens", "4", "--model", "you/m"]
-    with LoopbackHub(tmp_path / "hub", user="you") as hub:
+    with LoopbackHub("you") as hub:
         known = {"cwd": tmp_path, **hub.environment(tmp_path / "home")}
         play(PUSH, *tiny_bases, **known)
         for revision in ("main", "first"):
