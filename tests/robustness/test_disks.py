@@ -29,7 +29,7 @@ LIMITS = [
     ("transcribe", 600, "transcripts"),
     pytest.param("summarize", 500, "answers", marks=pytest.mark.slow),
     pytest.param("evaluate", 500, "the run's record", marks=pytest.mark.slow),
-    pytest.param("evaluate", 30_000, "the report", marks=pytest.mark.slow),
+    pytest.param("evaluate", 15_000, "the report", marks=pytest.mark.slow),
     ("validate", 500, "the report"),
     ("shrink", 30_000, "weights"),
     ("export", 30_000, "weights"),
