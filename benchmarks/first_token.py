@@ -41,10 +41,15 @@ from training_peers import (
     audiollm_processor,
     base_tokenizer,
     feature_extractor,
-    qwen2_audio_model,
-    voxtral_model,
+    peer_model,
 )
-from transformers import PreTrainedModel, Qwen2AudioProcessor, VoxtralProcessor
+from transformers import (
+    PreTrainedModel,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    VoxtralForConditionalGeneration,
+    VoxtralProcessor,
+)
 from transformers.generation.streamers import BaseStreamer
 from transformers.utils import logging
 
@@ -107,7 +112,7 @@ def voxtral(dtype: torch.dtype) -> Side:
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
         return {**ids, "input_features": windows.to(dtype)}
 
-    return voxtral_model(dtype), prepare
+    return peer_model(VoxtralForConditionalGeneration, dtype), prepare
 
 
 def qwen2_audio(dtype: torch.dtype) -> Side:
@@ -121,7 +126,7 @@ def qwen2_audio(dtype: torch.dtype) -> Side:
         inputs = processor(text=text, audio=[waveform], sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
         return {**inputs, "input_features": inputs["input_features"].to(dtype)}
 
-    return qwen2_audio_model(dtype), prepare
+    return peer_model(Qwen2AudioForConditionalGeneration, dtype), prepare
 
 
 OURS = {"audiollm": audiollm, "audiollm, merged": audiollm_merged}

@@ -26,8 +26,7 @@ import torch
 import transformers
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
 from memory import audio_config, model_config, text_config
-from torch.utils._python_dispatch import TorchDispatchMode
-from training_peers import IGNORED_LABEL, TARGETS, VOXTRAL_STACK, add_lora, voxtral_config
+from training_peers import IGNORED_LABEL, TARGETS, VOXTRAL_STACK, add_lora, peer_config
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
@@ -42,10 +41,6 @@ from transformers.utils import is_bitsandbytes_available, is_flash_attn_2_availa
 MEL_FRAMES_PER_S, MEL_PER_FRAME = 100, 2
 STEPS, NEW_TOKENS = 8, 32
 MIB = 1 << 20
-#: Operations that make the host wait for a device.
-WAITING = ("_local_scalar_dense", "nonzero", "item", "equal", "is_nonzero")
-
-
 #: Shapes of the models that serve the checks of right and wrong.
 SMALL_LLAMA = LlamaConfig(
     hidden_size=64,
@@ -72,16 +67,6 @@ SMALL_WHISPER = WhisperConfig(
 
 class Skipped(Exception):
     """A check that cannot be made here; the message says why."""
-
-
-class Waits(TorchDispatchMode):
-    """Counts operations that make the host wait, on any device."""
-
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func.overloadpacket.__name__ in WAITING
-        return func(*args, **(kwargs or {}))
 
 
 class Check:
@@ -194,24 +179,25 @@ class Check:
         return {"tokens": tokens.shape[1]}
 
     def waiting(self) -> dict[str, Any]:
-        """Count how often a training step and a token of an answer make the host wait."""
+        """Count how often a training step and an answer make the host wait for the GPU."""
+        if self.device.type != "cuda":
+            raise Skipped("waits are those for a GPU")
         model = self.small(torch.float32).train()
-        batch, counts = self.batch(model.config, 2, 1.0, torch.float32), {}
-        model(**batch).loss.backward()
-        with Waits() as waits:
-            model(**batch).loss.backward()
-        counts["training step"] = waits.count
-        for tokens in (4, 8):
-            with Waits() as waits:
-                answered(model.eval(), batch, tokens)
-            counts[f"answer of {tokens} tokens"] = waits.count
-        if self.device.type == "cuda":
+        batch = self.batch(model.config, 2, 1.0, torch.float32)
+        works: dict[str, Callable[[], object]] = {
+            "training step": lambda: model(**batch).loss.backward(),
+            "answer of 4 tokens": lambda: answered(model.eval(), batch, 4),
+            "answer of 8 tokens": lambda: answered(model, batch, 8),
+        }
+        counts = {}
+        for name, work in works.items():
+            work()  # the first is unlike all others
             torch.cuda.set_sync_debug_mode("warn")
             with warnings.catch_warnings(record=True) as seen:
                 warnings.simplefilter("always")
-                model.train()(**batch).loss.backward()
+                work()
             torch.cuda.set_sync_debug_mode("default")
-            counts["synchronisations of a training step"] = len(seen)
+            counts[name] = len(seen)
         return counts
 
     # ---- speed and memory -------------------------------------------------------------------------------------------
@@ -225,10 +211,10 @@ class Check:
                 model: Any = AudioLlmForConditionalGeneration(self.config).train()
                 batch = self.batch(self.config, self.rows, self.seconds, dtype)
             else:  # every clip is padded to 30 s, and all of that becomes tokens
-                voxtral = voxtral_config(self.config.audio_config, self.config.text_config, audio_token_id=4)
-                model = add_lora(VoxtralForConditionalGeneration(voxtral).requires_grad_(False))
+                kind, bases = VoxtralForConditionalGeneration, (self.config.audio_config, self.config.text_config)
+                model = add_lora(kind(peer_config(kind, *bases, audio_token_id=4)).requires_grad_(False))
                 slots = self.config.audio_config.max_source_positions // VOXTRAL_STACK
-                batch = self.batch(self.config, self.rows, 30.0, dtype, [voxtral.audio_token_id] * slots)
+                batch = self.batch(self.config, self.rows, 30.0, dtype, [model.config.audio_token_id] * slots)
                 batch.pop("input_features_mask")
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)

@@ -27,9 +27,7 @@ from transformers import (
     DataCollatorForSeq2Seq,
     LlamaConfig,
     PreTrainedModel,
-    Qwen2AudioConfig,
     Qwen2AudioForConditionalGeneration,
-    VoxtralConfig,
     VoxtralForConditionalGeneration,
     WhisperConfig,
 )
@@ -133,40 +131,40 @@ def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool) -> Step:
     return model, dict(batch)
 
 
-def voxtral_config(whisper: WhisperConfig, llama: LlamaConfig, audio_token_id: int) -> VoxtralConfig:
-    """Return the configuration of transformers' Voxtral class for the bases of these configurations."""
-    encoder = {name: getattr(whisper, name) for name in ENCODER_FIELDS}
-    config = VoxtralConfig(audio_config=encoder, text_config=llama, audio_token_id=audio_token_id)
-    config.tie_word_embeddings = llama.tie_word_embeddings
-    return config
+def peer_config(kind: type[PreTrainedModel], whisper: WhisperConfig, llama: LlamaConfig, audio_token_id: int) -> Any:
+    """Return the configuration of one of transformers' classes for the bases of these configurations."""
+    return cast(Any, kind.config_class)(
+        audio_config={name: getattr(whisper, name) for name in ENCODER_FIELDS},
+        text_config=llama.to_dict(),
+        audio_token_id=audio_token_id,
+        tie_word_embeddings=llama.tie_word_embeddings,
+    )
 
 
-def voxtral_model(dtype: torch.dtype) -> PreTrainedModel:
-    """Return transformers' Voxtral class with the bases' weights; its projector is random."""
-    config = voxtral_config(*base_configs(), peer_slot_id())
-    return _peer_from_bases(VoxtralForConditionalGeneration(config), dtype)
+def peer_model(kind: type[PreTrainedModel], dtype: torch.dtype) -> Any:
+    """Return one of transformers' classes with the bases' weights, frozen; its projector is random."""
+    whisper, llama = base_configs()
+    model: Any = kind(peer_config(kind, whisper, llama, peer_slot_id()))
+    audio, text = load_audio_base(AUDIO_BASE, whisper), load_text_base(TEXT_BASE)
+    state = {f"model.audio_tower.{key}": value for key, value in audio.items()} | text
+    state["lm_head.weight"] = text["model.language_model.embed_tokens.weight"]
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and all("multi_modal_projector" in key for key in missing), (missing, unexpected)
+    model.tie_weights()
+    return model.to(dtype).requires_grad_(False)
 
 
 def voxtral_side(dtype: torch.dtype, shape: Shape) -> Step:
     """Return transformers' Voxtral class: every clip is padded to 30 s, and all of that is its tokens."""
-    model, clips = add_lora(voxtral_model(dtype)), make_clips(shape)
+    model, clips = add_lora(peer_model(VoxtralForConditionalGeneration, dtype)), make_clips(shape)
     slots = model.config.audio_config.max_source_positions // VOXTRAL_STACK
     tokens = peer_tokens(clips, [PEER_SLOT * slots] * len(clips))
     return model, {**tokens, "input_features": features_of(clips)[0].to(dtype)}
 
 
-def qwen2_audio_model(dtype: torch.dtype) -> PreTrainedModel:
-    """Return transformers' Qwen2-Audio class with the bases' weights; its projector is random."""
-    whisper, llama = base_configs()
-    encoder = {name: getattr(whisper, name) for name in ENCODER_FIELDS}
-    config = Qwen2AudioConfig(audio_config=encoder, text_config=llama.to_dict(), audio_token_index=peer_slot_id())
-    config.tie_word_embeddings = llama.tie_word_embeddings
-    return _peer_from_bases(Qwen2AudioForConditionalGeneration(config), dtype)
-
-
 def qwen2_audio_side(dtype: torch.dtype, shape: Shape) -> Step:
     """Return transformers' Qwen2-Audio class: clips are padded to 30 s for the encoder; tokens of 40 ms, as many as needed."""
-    model, clips = add_lora(qwen2_audio_model(dtype)), make_clips(shape)
+    model, clips = add_lora(peer_model(Qwen2AudioForConditionalGeneration, dtype)), make_clips(shape)
     features, mask = features_of(clips)
     encoder_frames = (mask.sum(dim=1) - 1) // 2 + 1
     slots = (encoder_frames - 2) // 2 + 1  # pooled by two
@@ -199,26 +197,13 @@ def peer_slot_id() -> int:
     return cast(int, base_tokenizer().convert_tokens_to_ids(PEER_SLOT))
 
 
-def _peer_from_bases(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Load the bases' weights into a peer, and freeze them; the projector stays random."""
-    audio, text = load_audio_base(AUDIO_BASE, base_configs()[0]), load_text_base(TEXT_BASE)
-    state = {f"model.audio_tower.{key}": value for key, value in audio.items()} | text
-    state["lm_head.weight"] = text["model.language_model.embed_tokens.weight"]
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    assert not unexpected and all("multi_modal_projector" in key for key in missing), (missing, unexpected)
-    model.tie_weights()
-    model = model.to(dtype)  # type: ignore[arg-type]  # transformers wraps `to`; mypy takes it for a plain function
-    return model.requires_grad_(False)
-
-
-def add_lora(model: PreTrainedModel) -> PreTrainedModel:
+def add_lora(model: Any) -> Any:
     """Add LoRA to a peer's language model; it and the projector train."""
-    body = cast(Any, model).model
     settings = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=TARGETS)
-    inject_adapter_in_model(settings, body.language_model)
-    body.multi_modal_projector.requires_grad_(True)
+    inject_adapter_in_model(settings, model.model.language_model)
+    model.model.multi_modal_projector.requires_grad_(True)
     model.train()
-    body.audio_tower.eval()
+    model.model.audio_tower.eval()
     return model
 
 
