@@ -62,7 +62,7 @@ WARM_UP_S = 4.0
 HEARD_TOLERANCE_S = 0.1
 MEL_FRAMES_PER_S = 100
 KIB_PER_MIB = 1 << 10
-#: Linux: a process' peak of resident memory, and what makes it begin anew (proc(5)).
+#: Linux: the file with a process' peak of resident memory, and the one that resets it (proc(5)).
 PROCESS_STATUS, PROCESS_PEAK, RESET_PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs"), "5"
 #: ChatML, which the text base speaks, for contents of typed parts; Qwen2-Audio's processor has no template for others.
 TYPED_CHATML = (
@@ -72,7 +72,7 @@ TYPED_CHATML = (
 )
 
 Inputs = dict[str, torch.Tensor]
-#: A model, and the function that makes of a float32 waveform `(samples,)` at 16 kHz what its `generate` takes.
+#: A model, and the function that turns a float32 waveform `(samples,)` at 16 kHz into the inputs of its `generate`.
 Side = tuple[PreTrainedModel, Callable[[np.ndarray], Inputs]]
 
 
@@ -184,14 +184,14 @@ def measure(name: str, precision: str, seconds: float, new_tokens: int) -> dict[
 
 
 def peak_memory_mib() -> float:
-    """Return the peak of this process since [`forget_peak_memory`] where that is possible, else since its start."""
+    """Return the peak of this process since [`forget_peak_memory`] on Linux, elsewhere since its start."""
     if not PROCESS_STATUS.exists():
         return peak_since_start_mib()
     return int(re.findall(r"VmHWM:\s*(\d+)", PROCESS_STATUS.read_text())[0]) / KIB_PER_MIB
 
 
 def forget_peak_memory() -> None:
-    """Make what is in memory now the peak (Linux only): what loading took is not what answering takes."""
+    """Reset the peak to the memory in use (Linux only), so that loading does not count as answering."""
     gc.collect()
     if PROCESS_PEAK.exists():
         PROCESS_PEAK.write_text(RESET_PEAK)

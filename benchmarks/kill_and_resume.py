@@ -24,7 +24,7 @@ from runs import PATIENCE_S, digest, stage_rows, started, until_checkpoint  # no
 from small_corpus import write_recordings, write_rows  # noqa: E402
 from tiny_models import save_audio_base, save_text_base  # noqa: E402
 
-#: 20 rows in batches of 4, accumulated by twos: three steps an epoch, of which the last is a half one.
+#: 20 rows in batches of 4, accumulated by twos: three steps an epoch, the last a half one.
 MAX_STEPS, SAVE_STEPS = 14, 2
 NUM_RECORDINGS = 20
 #: Every source of randomness that a stage has is on: shuffling, augmentation, dropout.
@@ -40,7 +40,7 @@ CASES = {
     "prefer": "",
     "instruct, everything trains": "--trainable all --lora_dropout 0.2",
 }
-#: Up to so long after the checkpoint that was drawn comes the kill: while the next steps run, or the next one is written.
+#: Most time between the drawn checkpoint and the kill: the next steps run meanwhile, or the next one is written.
 MAX_DELAY_S = 0.3
 
 

@@ -27,7 +27,7 @@ TARGETS = {"median_ms": 60, "percentile_95_ms": 200}
 def whisper_of(model: Any) -> Any:
     """Return transformers' pipeline of the whole Whisper whose encoder a model has."""
     folder = resolve_base(model.config.audio_model_id, "audio")
-    # Only this kind of attention gives its weights, of which the times are made.
+    # Times come from attention weights, which only this implementation returns.
     whisper = WhisperForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
     parts = WhisperProcessor.from_pretrained(folder)
     return pipeline(

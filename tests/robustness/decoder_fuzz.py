@@ -29,7 +29,7 @@ ROOMS = {
     "audiollm.corpora": "corpora",
 }
 TARGET_RATE_HZ, MAX_SECONDS = 16_000, 3600.0
-#: Address space that decoding a recording of a second may take beside what is taken before it begins.
+#: Address space that decoding may take beside the process' own.
 MEMORY_BYTES = 1 << 30
 #: For one recording; decoding a whole one takes milliseconds.
 SECONDS_EACH = 20

@@ -20,7 +20,7 @@ DISK_KIB = 1 << 20
 WRITERS = ["train", "transcribe", "summarize", "evaluate", "prepare", "validate", "shrink", "export", "prompts"]
 READ_ONLY = ("Read-only file system", "nothing can be written to this folder", "cannot be written to")
 NO_ROOM = ("there is no room left (File too large)", "The feature cache", "could not be written to its end")
-#: Bytes that a file may have, for each command: the last that is less than what it writes first, and more.
+#: Bytes that a file may have, for each command, and the output that does not fit into them.
 LIMITS = [
     pytest.param("train", 30_000, "weights", marks=pytest.mark.slow),
     ("train", 150_000, "the optimizer's state"),
@@ -100,7 +100,7 @@ def test_a_read_only_cache_of_datasets_is_named(place, read_only, tmp_path, monk
 
 @contextlib.contextmanager
 def limited(file_bytes: int) -> Iterator[io.StringIO]:
-    """No file of this process may grow beyond a size; what is said goes to no file, and comes back."""
+    """Bound the size of all files of this process; yield its output, which goes to no file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):

@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, or made to do harm: each is refused by an error that names what is wrong, before it costs."""
+"""Checkpoints that are damaged, or made to do harm: each is refused early, by an error that names the fault."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Without a network, or with a bad one: what is missing is named, with how to get it, and what has come is not lost."""
+"""Without a network, or with a bad one: missing files are named, with the way to get them, and received ones kept."""
 
 import hashlib
 import json
