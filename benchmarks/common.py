@@ -23,9 +23,9 @@ SPLITS = ("train", "validation", "test")
 
 
 class Clip(NamedTuple):
-    """A recording's path, and its transcript."""
+    """A recording, as a path or as a waveform `(samples,)` at 16 kHz, and its transcript."""
 
-    audio: str
+    audio: Any
     text: str
 
 

@@ -18,6 +18,7 @@ from audiollm.checkpoints import load_audio_base, load_text_base
 from audiollm.command_line.cpu_speed import use_cpu_speed
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.inference.answering import ask
+from common import Clip
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import (
@@ -66,13 +67,6 @@ class Shape(NamedTuple):
 SHAPES = {"short": Shape(8, None), "10s": Shape(8, 10.0), "30s": Shape(4, 30.0)}
 
 
-class Clip(NamedTuple):
-    """A recording at 16 kHz, `(samples,)`, and its transcript."""
-
-    waveform: np.ndarray
-    text: str
-
-
 #: A model, and a batch that its `forward` takes.
 Step = tuple[nn.Module, dict[str, Any]]
 Side = Callable[[torch.dtype, Shape], Step]
@@ -90,10 +84,10 @@ def make_clips(shape: Shape) -> list[Clip]:
     clips, num_samples, part = [], int(shape.seconds * SAMPLE_RATE_HZ), next(said)
     for _ in range(shape.num_clips):
         waveform, texts, end = np.zeros(num_samples, dtype=np.float32), [], 0
-        while end + len(part.waveform) <= num_samples:
-            waveform[end : end + len(part.waveform)] = part.waveform
+        while end + len(part.audio) <= num_samples:
+            waveform[end : end + len(part.audio)] = part.audio
             texts.append(part.text)
-            end += len(part.waveform)
+            end += len(part.audio)
             part = next(said)
         clips.append(Clip(waveform, " ".join(texts)))
     return clips
@@ -118,7 +112,7 @@ def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool) -> Step:
     """Return our model, and its batch with encoder output computed before, or without, as the peers."""
     model = audiollm_model(dtype).train()
     conversations = [
-        [*ask(f"<audio>{QUESTION}", clip.waveform), {"role": "assistant", "content": clip.text}]
+        [*ask(f"<audio>{QUESTION}", clip.audio), {"role": "assistant", "content": clip.text}]
         for clip in make_clips(shape)
     ]
     batch = audiollm_processor().apply_chat_template(
@@ -209,7 +203,7 @@ def add_lora(model: Any) -> Any:
 
 def features_of(clips: list[Clip], **padding: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-mel features, `(clips, mel_bins, 3000)` unless padded otherwise, and the mask of their real frames."""
-    waveforms = [clip.waveform for clip in clips]
+    waveforms = [clip.audio for clip in clips]
     features = feature_extractor()(
         waveforms, sampling_rate=SAMPLE_RATE_HZ, return_attention_mask=True, return_tensors="pt", **padding
     )

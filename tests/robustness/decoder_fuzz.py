@@ -4,12 +4,11 @@ Damaged recordings by the thousand, decoded in a process of their own that has l
     python tests/robustness/decoder_fuzz.py FOLDER MUTATIONS SEED
 
 FOLDER holds whole recordings, which are damaged. A crash or a hang of a library, which Python cannot catch, ends this
-process alone, and its last line of standard output says which damage it was. The decoder is imported by itself,
-without torch, so that the bound on memory is one on decoding.
+process alone, and its last line of standard output says which damage it was. The readers import no
+torch, so that the bound on memory is one on decoding.
 """
 
 import faulthandler
-import importlib
 import json
 import os
 import resource
@@ -17,17 +16,12 @@ import sys
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
+from audiollm.corpora.audio_facts import measure
+from audiollm.inference.recordings import read_blocks
+from audiollm.processing import AudioError, load_waveform
 
-ROOT = Path(__file__).parents[2]
-ROOMS = {
-    "audiollm": "modeling_audiollm",
-    "audiollm.processing": "processing",
-    "audiollm.inference": "inference",
-    "audiollm.corpora": "corpora",
-}
 TARGET_RATE_HZ, MAX_SECONDS = 16_000, 3600.0
 #: Address space that decoding may take beside the process' own.
 MEMORY_BYTES = 1 << 30
@@ -77,25 +71,7 @@ def damage(data: bytearray, random: np.random.Generator, others: list[bytes]) ->
     return data
 
 
-def import_readers() -> SimpleNamespace:
-    """Return the readers of recordings: whole, block by block, and to measure them; without the imports of their rooms."""
-    for name, folder in ROOMS.items():
-        room = ModuleType(name)
-        room.__path__ = [str(ROOT / folder)]
-        sys.modules[name] = room
-    decoder = importlib.import_module("audiollm.processing.audio")
-    sys.modules["audiollm.processing"].AudioError = decoder.AudioError  # type: ignore[attr-defined]
-    blocks = importlib.import_module("audiollm.inference.recordings")
-    facts = importlib.import_module("audiollm.corpora.audio_facts")
-    return SimpleNamespace(
-        load_waveform=decoder.load_waveform,
-        error=decoder.AudioError,
-        read_blocks=blocks.read_blocks,
-        measure=facts.measure,
-    )
-
-
-def check(readers: SimpleNamespace, file: Path, data: bytes) -> str:
+def check(file: Path, data: bytes) -> str:
     """
     Read a recording in every way that there is; return "refused" or "waveform".
 
@@ -104,8 +80,8 @@ def check(readers: SimpleNamespace, file: Path, data: bytes) -> str:
     """
     too_long = False  # a header that claims more than is decoded at once, which is read by blocks
     try:
-        waveform = readers.load_waveform(data, name=file.name)
-    except readers.error as error:
+        waveform = load_waveform(data, name=file.name)
+    except AudioError as error:
         assert file.name in str(error), f"the error does not name {file.name}: {error}"
         samples, too_long = None, "decoded at once" in str(error)
     else:
@@ -113,11 +89,11 @@ def check(readers: SimpleNamespace, file: Path, data: bytes) -> str:
         samples = len(waveform)
     file.write_bytes(data)
     try:
-        read = sum(len(block) for block in readers.read_blocks(file, TARGET_RATE_HZ))
-    except readers.error as error:
+        read = sum(len(block) for block in read_blocks(file, TARGET_RATE_HZ))
+    except AudioError as error:
         assert file.name in str(error), f"the error does not name {file.name}: {error}"
         read = None
-    facts = readers.measure(str(file), MAX_SECONDS)
+    facts = measure(str(file), MAX_SECONDS)
     # A recording whose end is missing is read as far as it goes, if anything is left; `validate` says that it is cut off.
     readable = samples is not None
     same = readable == (read is not None) and (facts.fault == "cut_off" or readable == (facts.fault == ""))
@@ -136,20 +112,19 @@ def main(folder: Path, mutations: int, seed: int) -> None:
     """Decode `mutations` damaged recordings; print each one's number before, and in the end how many were read and refused."""
     faulthandler.enable()
     sys.unraisablehook = lambda problem: None  # soundfile's own, of a negative seek
-    readers = import_readers()
     files = sorted(folder.iterdir())
     whole = [file.read_bytes() for file in files]
     outcomes: Counter[str] = Counter()
     with TemporaryDirectory() as scratch:
         for file, data in zip(files, whole):  # libraries are loaded before memory is bounded
-            assert check(readers, Path(scratch, file.name), data) == "waveform", file
+            assert check(Path(scratch, file.name), data) == "waveform", file
         bound_memory()
         for index in range(mutations):
             os.write(1, f"{index}\n".encode())
             faulthandler.dump_traceback_later(SECONDS_EACH, exit=True)
             chosen, data = damaged(whole, seed, index)
             name = f"damaged-{index}{files[chosen].suffix}"
-            outcomes[check(readers, Path(scratch, name), data)] += 1
+            outcomes[check(Path(scratch, name), data)] += 1
             faulthandler.cancel_dump_traceback_later()
             Path(scratch, name).unlink()
     print(json.dumps(outcomes))
