@@ -14,7 +14,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ SYSTEMS = {
     "wrong_audio": "given the wrong recordings",
     "whisper": "Whisper base's own decoder",
 }
+#: Added to a side by whether it hears the whole recording.
+HEARS = {True: "", False: " (hears {:g} s)"}
 MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PRECISIONS, PEERS = ("float32", "bfloat16"), {"voxtral": "Voxtral", "qwen2_audio": "Qwen2-Audio"}
 SHAPES = {"short": "clips of 1 to 4 s", "10s": "clips of 10 s", "30s": "windows of 30 s"}
@@ -55,29 +57,29 @@ def result(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """Return a table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+def markdown(header: str, rows: Iterable[str]) -> str:
+    """Return a table in Markdown; cells are separated by bars."""
+    line = " | ".join(["---"] * (header.count("|") + 1))
+    return "".join(f"| {row} |\n" for row in (header, line, *rows))
 
 
-def ratios(name: str, side: str, measure: str, **batch: Any) -> list[str]:
+def ratios(name: str, side: str, measure: str, **batch: Any) -> str:
     """Return how many times as fast a side is as the peers, in every precision."""
     rows = [row for row in result(name)["summary"] if batch.items() <= row.items()]
     values = {(row["precision"], row["side"]): row[measure] for row in rows}
     power = 1 if measure == "tokens_per_s" else -1  # of seconds, fewer are better
     pairs = [(precision, peer) for precision in PRECISIONS for peer in PEERS]
-    return [f"{(values[precision, side] / values[precision, peer]) ** power:.1f}x" for precision, peer in pairs]
+    return " | ".join(f"{(values[one, side] / values[one, peer]) ** power:.1f}x" for one, peer in pairs)
 
 
 def peers_table() -> str:
     """Return the table of speed beside the peers: how many times as fast AudioLLM is."""
     rows = [
-        [f"training step, {words}", *ratios("training_step", "audiollm", "median_seconds", shape=shape)]
+        f"training step, {words} | {ratios('training_step', 'audiollm', 'median_seconds', shape=shape)}"
         for shape, words in SHAPES.items()
     ]
     rows += [
-        [words, *ratios("first_token", side, measure, recording_s=seconds)]
+        f"{words} | {ratios('first_token', side, measure, recording_s=seconds)}"
         for words, side, measure, seconds in (
             ("first token, 4 s of speech", "audiollm", "first_token_s", 4.0),
             ("first token, 30 s of speech", "audiollm", "first_token_s", 30.0),
@@ -85,65 +87,53 @@ def peers_table() -> str:
             ("the same with `--merge_adapters`", "audiollm, merged", "tokens_per_s", 30.0),
         )
     ]
-    return markdown(["", *(f"{precision}: {peer}" for precision in PRECISIONS for peer in PEERS.values())], rows)
-
-
-def memory(row: dict[str, Any]) -> str:
-    """Return the peak memory of a row, in MiB."""
-    return f"{row['peak_memory_mib']:,.0f}"
+    return markdown("".join(f" | {one}: {peer}" for one in PRECISIONS for peer in PEERS.values()), rows)
 
 
 def steps_table() -> str:
     """Return the table of seconds and peak memory of a training step, of every side."""
-    rows = [
-        [SHAPES[each["shape"]], each["precision"], each["side"], f"{each['median_seconds']:.2f}", memory(each)]
-        for each in result("training_step")["summary"]
-    ]
-    return markdown(["batch", "precision", "side", "seconds", "peak MiB"], rows)
+    rows = (
+        f"{SHAPES[row['shape']]} | {row['precision']} | {row['side']} | {row['median_seconds']:.2f} | "
+        f"{row['peak_memory_mib']:,.0f}"
+        for row in result("training_step")["summary"]
+    )
+    return markdown("batch | precision | side | seconds | peak MiB", rows)
 
 
 def first_token_table() -> str:
     """Return the table of seconds to the first token, tokens per second and peak memory, of every side."""
-    rows = [
-        [
-            f"{row['recording_s']:g} s",
-            row["precision"],
-            row["side"] + ("" if row["hears_all"] else f" (hears {row['heard_s']:g} s)"),
-            f"{row['first_token_s']:.2f}",
-            f"{row['tokens_per_s']:.1f}",
-            memory(row),
-        ]
+    rows = (
+        f"{row['recording_s']:g} s | {row['precision']} | {row['side']}"
+        f"{HEARS[row['hears_all']].format(row['heard_s'])} | {row['first_token_s']:.2f} | "
+        f"{row['tokens_per_s']:.1f} | {row['peak_memory_mib']:,.0f}"
         for row in result("first_token")["summary"]
-    ]
-    return markdown(["recording", "precision", "side", "first token, s", "tokens/s", "peak MiB"], rows)
+    )
+    return markdown("recording | precision | side | first token, s | tokens/s | peak MiB", rows)
 
 
 def long_table() -> str:
     """Return the table of second questions about a recording, and of long recordings."""
-    follow_ups = [
-        [
-            f"second question about {row['recording_s']:g} s",
-            f"{row['follow_up_s']:.2f} s; the first one {row['first_question_s']:.2f} s",
-        ]
+    follow_ups = (
+        f"second question about {row['recording_s']:g} s | "
+        f"{row['follow_up_s']:.2f} s; the first one {row['first_question_s']:.2f} s"
         for row in result("follow_up")["recordings"]
-    ]
-    recordings = [
-        [f"transcript of {row['minutes']:g} minutes", f"{row['run_s']:.0f} s, {memory(row)} MiB"]
+    )
+    recordings = (
+        f"transcript of {row['minutes']:g} minutes | {row['run_s']:.0f} s, {row['peak_memory_mib']:,.0f} MiB"
         for row in result("hour_long")["recordings"]
-    ]
-    return markdown(["", "measured"], [*follow_ups, *recordings])
+    )
+    return markdown(" | measured", [*follow_ups, *recordings])
 
 
 def shipped_adapter_table() -> str:
     """Return the table of the shipped adapter's word error: `shipped_adapter.json` is the `scores.json` of an evaluation."""
-    tasks = result("shipped_adapter")["tasks"]
     rows = []
     for task, words in TEST_SETS.items():
-        systems = tasks[task]["systems"]
-        figures = [systems[system]["metrics"]["word_error"] for system in SYSTEMS]
-        cells = [f"{each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}]" for each in figures]
-        rows.append([f"{systems['model']['counts']['items']} {words}", *cells])
-    return markdown(["word error rate", *SYSTEMS.values()], rows)
+        systems = result("shipped_adapter")["tasks"][task]["systems"]
+        rates = [systems[system]["metrics"]["word_error"] for system in SYSTEMS]
+        cells = (f"{rate['value']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]" for rate in rates)
+        rows.append(" | ".join([f"{systems['model']['counts']['items']} {words}", *cells]))
+    return markdown(" | ".join(["word error rate", *SYSTEMS.values()]), rows)
 
 
 TABLES = {
