@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from configparser import ConfigParser
 from itertools import pairwise
 from pathlib import Path
@@ -87,20 +88,20 @@ STAGE_ROWS = {stage: json.loads(row) for stage, row in STAGE_ROW.findall(README)
 OPTION_ROWS = OPTIONS_ROW.findall(README)
 
 
-def shell_commands() -> list[list[str]]:
-    """Words of every command in the README, in order of appearance: of bash blocks, and in running text."""
+def shell_commands(text: str) -> list[list[str]]:
+    """Return the words of every command, in order of appearance: of bash blocks, and in running text."""
     shell = r"^```bash\n(?P<block>.*?)^```$"
     other = r"^```\w*\n.*?^```$"
     inline = r"`(?P<inline>(?:audiollm|make|pip install|accelerate) [^`]+)`"
     commands = []
-    for found in re.finditer(f"{shell}|{other}|{inline}", README, re.MULTILINE | re.DOTALL):
+    for found in re.finditer(f"{shell}|{other}|{inline}", text, re.MULTILINE | re.DOTALL):
         in_text = (found["inline"] or "").replace("\n", " ")
         lines = (found["block"] or in_text).replace("\\\n", " ").splitlines()
         commands += [words for words in (shlex.split(line, comments=True) for line in lines) if words]
     return commands
 
 
-COMMANDS = shell_commands()
+COMMANDS = shell_commands(README)
 
 
 @pytest.fixture(scope="module")
@@ -318,23 +319,46 @@ def test_options_to_add_train(
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 1
 
 
-def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """All that stands between backticks and begins with two dashes is in the help of a command."""
-    known = {"--help", "--tiny", "--activation_checkpointing"}  # the second is of benchmarks/gpu_check.py
-    prepare = [f"prepare {source}" for source in ("librispeech", "huggingface", "folder", "synthesize")]
-    for command in (
-        *prepare,
-        *["train", "generate", "validate", "push", "evaluate", "transcribe", "listen", "serve"],
-        "evaluate score",
-    ):
-        monkeypatch.setattr(sys, "argv", ["audiollm", *command.split(), "--help"])
+@pytest.fixture
+def known_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., set[str]]:
+    """The function that returns the options in the help of a command."""
+
+    def options_of(*words: str) -> set[str]:
+        monkeypatch.setattr(sys, "argv", ["audiollm", *words, "--help"])
         with pytest.raises(SystemExit):
             cli.main()
-        known |= set(re.findall(r"--\w+", capsys.readouterr().out))
+        return set(re.findall(r"--\w[\w-]*", capsys.readouterr().out))
+
+    return options_of
+
+
+def test_options_named_in_running_text_exist(known_options) -> None:
+    """All that stands between backticks and begins with two dashes is in the help of a command."""
+    known = {"--help", "--tiny", "--activation_checkpointing"}  # the second is of benchmarks/gpu_check.py
+    for source in ("librispeech", "huggingface", "folder", "synthesize"):
+        known |= known_options("prepare", source)
+    for command in ("train", "generate", "validate", "push", "evaluate", "transcribe", "listen", "serve"):
+        known |= known_options(command)
+    known |= known_options("evaluate", "score")
     named = {name for code in re.findall(r"`([^`\n]+)`", README) for name in re.findall(r"--(\w[\w-]*)", code)}
     named = {"--" + name.replace("-", "_") for name in named}
     assert named - known == set()
     assert {"--load_in_8bit", "--fp16", "--projector_readout"} <= named
+
+
+def test_the_adapters_recipe_names_what_exists(known_options) -> None:
+    commands = shell_commands((ROOT / "shipped_adapter" / "recipe" / "README.md").read_text(encoding="utf-8"))
+    assert sum(words[0] == "audiollm" for words in commands) > 8 and any(words[0] == "python" for words in commands)
+    for words in commands:
+        options = {word for word in words if word.startswith("--")}
+        if words[0] == "audiollm":
+            stage = ["--stage", words[words.index("--stage") + 1]] if "--stage" in words else []
+            assert options <= known_options(*words[1 : 3 if words[1] == "prepare" else 2], *stage), words
+        elif words[0] == "python":
+            script = ROOT / words[1]
+            sources = [script, *script.parent.glob("common.py")]
+            text = "".join(source.read_text(encoding="utf-8") for source in sources)
+            assert all(f'"{option}"' in text for option in options), words
 
 
 def test_the_line_for_several_processes_is_read(workplace: Path, bases, monkeypatch) -> None:
