@@ -17,9 +17,9 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 #: Every file of code in a hostile checkpoint: it leaves a mark when it is imported.
 HARM = """\
 from pathlib import Path
-from transformers import {base}
+from transformers import PretrainedConfig
 Path({marker!r}).touch()
-class Evil({base}):
+class Evil(PretrainedConfig):
     model_type = "evil"
     def __init__(self, *args, **kwargs): Path({marker!r}).touch()
 """
@@ -35,20 +35,15 @@ def edit_json(path: Path, **fields: Any) -> None:
 
 
 def bring_code(folder: Path, marker: Path, pointer: str = "evil.Evil") -> None:
-    """Code beside a folder's files, in place of those it had, and every configuration asking for it."""
-    for name in ("evil.py", "__init__.py", *(path.name for path in folder.glob("*.py"))):
-        (folder / name).write_text(HARM.format(base="PretrainedConfig", marker=str(marker)))
-    (folder.parent / "evil.py").write_text(HARM.format(base="PretrainedConfig", marker=str(marker)))
-    edit_json(folder / "config.json", auto_map=dict.fromkeys(AUTO_CLASSES, pointer))
+    """Write code beside a folder's files, in place of its own code, and have every configuration ask for it."""
+    for path in (folder / "evil.py", folder / "__init__.py", *folder.glob("*.py"), folder.parent / "evil.py"):
+        path.write_text(HARM.format(marker=str(marker)))
+    pipelines = {"audio-text-to-text": {"impl": pointer, "pt": ["AutoModel"], "tf": []}}
+    edit_json(folder / "config.json", auto_map=dict.fromkeys(AUTO_CLASSES, pointer), custom_pipelines=pipelines)
     parts = dict.fromkeys(PART_CLASSES, pointer)
-    tokenizer = {**parts, "AutoTokenizer": [pointer, pointer]}
-    edit_json(folder / "tokenizer_config.json", auto_map=tokenizer)
+    edit_json(folder / "tokenizer_config.json", auto_map={**parts, "AutoTokenizer": [pointer, pointer]})
     for name in ("processor_config.json", "preprocessor_config.json"):
         edit_json(folder / name, auto_map=parts)
-    edit_json(
-        folder / "config.json",
-        custom_pipelines={"audio-text-to-text": {"impl": pointer, "pt": ["AutoModel"], "tf": []}},
-    )
 
 
 @pytest.fixture
