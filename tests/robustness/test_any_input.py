@@ -259,16 +259,8 @@ def test_any_bytes_are_a_file_of_rows_or_refused(corpus: Path, content: bytes, e
 
 # ---- configuration ---------------------------------------------------------------------------------------------------
 
-CONFIG_FIELDS = (
-    "audio_model_id", "text_model_id", "audio_model_revision", "text_model_revision", "base_fingerprint", "weight_format",
-    "projector_type", "stack_factor", "projector_hidden_size", "projector_activation", "projector_pre_norm",
-    "projector_mid_norm", "projector_norm_eps", "projector_readout", "lora_rank", "lora_alpha", "lora_dropout",
-    "lora_target_modules", "lora_adapters", "audio_begin_token_id", "audio_token_id", "audio_end_token_id",
-    "audio_config", "text_config",
-)  # fmt: skip
 
-
-@pytest.mark.parametrize("field", CONFIG_FIELDS)
+@pytest.mark.parametrize("field", AudioLlmConfig.__annotations__)
 @settings(QUICK, max_examples=12)
 @given(value=JSON_VALUES)
 def test_any_value_of_a_field_is_kept_or_refused_by_name(field: str, value: Any) -> None:
