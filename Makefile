@@ -53,7 +53,7 @@ test-floor test-newest: test-%:
 	.venv-$*/bin/uv pip freeze --python .venv-$*/bin/python
 	OMP_NUM_THREADS=1 .venv-$*/bin/python $(FAST_TESTS) $(TESTS)
 
-# The import package is spread over top-level folders; mypy sees it through a tree of links.
+# The import package is spread over top-level folders; mypy sees it through a tree of links. Benchmarks import from tests.
 check: $(READY)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -61,7 +61,7 @@ check: $(READY)
 	for file in modeling_audiollm/*; do ln -sfn ../../../$$file $(TYPES)/$$(basename $$file); done
 	for room in $(ROOMS); do ln -sfn ../../../$$room $(TYPES)/$$room; done
 	MYPYPATH=build/types $(VENV)/bin/mypy -p audiollm
-	MYPYPATH=build/types $(VENV)/bin/mypy benchmarks
+	MYPYPATH=build/types:tests:tests/training $(VENV)/bin/mypy benchmarks
 
 bench: $(READY)
 	$(RUN) benchmarks/bench.py

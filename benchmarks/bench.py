@@ -1,5 +1,5 @@
 """
-Runs the benchmarks one after the other, and writes their figures into the documents.
+Run the benchmarks one after the other, and write their figures into the documents.
 
     python benchmarks/bench.py                # everything that fits into half an hour, then the tables
     python benchmarks/bench.py --only word_times kill_and_resume
@@ -14,7 +14,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,110 +45,95 @@ SYSTEMS = {
     "wrong_audio": "given the wrong recordings",
     "whisper": "Whisper base's own decoder",
 }
+#: Added to a side by whether it hears the whole recording.
+HEARS = {True: "", False: " (hears {:g} s)"}
 MARKED = re.compile(r"(<!-- measured: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PRECISIONS, PEERS = ("float32", "bfloat16"), {"voxtral": "Voxtral", "qwen2_audio": "Qwen2-Audio"}
 SHAPES = {"short": "clips of 1 to 4 s", "10s": "clips of 10 s", "30s": "windows of 30 s"}
 
 
 def result(name: str) -> dict[str, Any]:
-    """The result file of a benchmark."""
+    """Return the result of a benchmark."""
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def row_of(name: str, **values: Any) -> dict[str, Any]:
-    """The one row of a result's summary that has these values."""
-    (row,) = (row for row in result(name)["summary"] if values.items() <= row.items())
-    return row
+def markdown(header: str, rows: Iterable[str]) -> str:
+    """Return a table in Markdown; cells are separated by bars."""
+    line = " | ".join(["---"] * (header.count("|") + 1))
+    return "".join(f"| {row} |\n" for row in (header, line, *rows))
 
 
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    """A table in Markdown."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def ratios(name: str, row: dict[str, Any], field: str) -> list[str]:
-    """A result's ratios to the peers, in every precision."""
-    return [
-        f"{row_of(name, precision=precision, **row)[f'{field}_{peer}']:.1f}x"
-        for precision in PRECISIONS
-        for peer in PEERS
-    ]
+def ratios(name: str, side: str, measure: str, **batch: Any) -> str:
+    """Return how many times as fast a side is as the peers, in every precision."""
+    rows = [row for row in result(name)["summary"] if batch.items() <= row.items()]
+    values = {(row["precision"], row["side"]): row[measure] for row in rows}
+    power = 1 if measure == "tokens_per_s" else -1  # of seconds, fewer are better
+    pairs = [(precision, peer) for precision in PRECISIONS for peer in PEERS]
+    return " | ".join(f"{(values[one, side] / values[one, peer]) ** power:.1f}x" for one, peer in pairs)
 
 
 def peers_table() -> str:
-    """Speed beside the peers: how many times as fast AudioLLM is."""
-    ours, merged = "audiollm", "audiollm, merged"
-    first = [(f"first token, {seconds:g} s of speech", ours, seconds, "first_token") for seconds in (4.0, 30.0)]
-    after = [("tokens per second after it", ours, 30.0, "decode")]
-    after += [("the same with `--merge_adapters`", merged, 30.0, "decode")]
-    rows = []
-    for shape, words in SHAPES.items():
-        found: dict[str, Any] = {"side": ours, "shape": shape}
-        rows.append([f"training step, {words}", *ratios("training_step", found, "times_faster_than")])
-    for words, side, seconds, measure in first + after:
-        found = {"side": side, "recording_s": seconds}
-        rows.append([words, *ratios("first_token", found, f"{measure}_times_faster_than")])
-    return markdown(["", *(f"{precision}: {peer}" for precision in PRECISIONS for peer in PEERS.values())], rows)
+    """Return the table of speed beside the peers: how many times as fast AudioLLM is."""
+    rows = [
+        f"training step, {words} | {ratios('training_step', 'audiollm', 'median_seconds', shape=shape)}"
+        for shape, words in SHAPES.items()
+    ]
+    rows += [
+        f"{words} | {ratios('first_token', side, measure, recording_s=seconds)}"
+        for words, side, measure, seconds in (
+            ("first token, 4 s of speech", "audiollm", "first_token_s", 4.0),
+            ("first token, 30 s of speech", "audiollm", "first_token_s", 30.0),
+            ("tokens per second after it", "audiollm", "tokens_per_s", 30.0),
+            ("the same with `--merge_adapters`", "audiollm, merged", "tokens_per_s", 30.0),
+        )
+    ]
+    return markdown("".join(f" | {one}: {peer}" for one in PRECISIONS for peer in PEERS.values()), rows)
 
 
 def steps_table() -> str:
-    """Seconds and peak memory of a training step of every side."""
-    rows = [
-        [
-            SHAPES[row["shape"]],
-            row["precision"],
-            row["side"],
-            f"{row['median_seconds']:.2f}",
-            f"{row['peak_memory_mib']:,.0f}",
-        ]
+    """Return the table of seconds and peak memory of a training step, of every side."""
+    rows = (
+        f"{SHAPES[row['shape']]} | {row['precision']} | {row['side']} | {row['median_seconds']:.2f} | "
+        f"{row['peak_memory_mib']:,.0f}"
         for row in result("training_step")["summary"]
-    ]
-    return markdown(["batch", "precision", "side", "seconds", "peak MiB"], rows)
+    )
+    return markdown("batch | precision | side | seconds | peak MiB", rows)
 
 
 def first_token_table() -> str:
-    """Seconds to the first token, tokens per second and peak memory of every side."""
-    rows = [
-        [
-            f"{row['recording_s']:g} s",
-            row["precision"],
-            row["side"] + ("" if row["hears_all"] else f" (hears {row['heard_s']:g} s)"),
-            f"{row['first_token_s']:.2f}",
-            f"{row['tokens_per_s']:.1f}",
-            f"{row['peak_memory_mib']:,.0f}",
-        ]
+    """Return the table of seconds to the first token, tokens per second and peak memory, of every side."""
+    rows = (
+        f"{row['recording_s']:g} s | {row['precision']} | {row['side']}"
+        f"{HEARS[row['hears_all']].format(row['heard_s'])} | {row['first_token_s']:.2f} | "
+        f"{row['tokens_per_s']:.1f} | {row['peak_memory_mib']:,.0f}"
         for row in result("first_token")["summary"]
-    ]
-    return markdown(["recording", "precision", "side", "first token, s", "tokens/s", "peak MiB"], rows)
+    )
+    return markdown("recording | precision | side | first token, s | tokens/s | peak MiB", rows)
 
 
 def long_table() -> str:
-    """Second questions about a recording, and long recordings."""
-    follow_ups = [
-        [
-            f"second question about {row['recording_s']:g} s",
-            f"{row['follow_up_s']:.2f} s; the first one {row['first_question_s']:.2f} s",
-        ]
+    """Return the table of second questions about a recording, and of long recordings."""
+    follow_ups = (
+        f"second question about {row['recording_s']:g} s | "
+        f"{row['follow_up_s']:.2f} s; the first one {row['first_question_s']:.2f} s"
         for row in result("follow_up")["recordings"]
-    ]
-    recordings = [
-        [f"transcript of {row['minutes']:g} minutes", f"{row['run_s']:.0f} s, {row['peak_memory_mib']:,.0f} MiB"]
+    )
+    recordings = (
+        f"transcript of {row['minutes']:g} minutes | {row['run_s']:.0f} s, {row['peak_memory_mib']:,.0f} MiB"
         for row in result("hour_long")["recordings"]
-    ]
-    return markdown(["", "measured"], [*follow_ups, *recordings])
+    )
+    return markdown(" | measured", [*follow_ups, *recordings])
 
 
 def shipped_adapter_table() -> str:
-    """Word error of the shipped adapter: `shipped_adapter.json` is the `scores.json` of an evaluation."""
-    tasks = result("shipped_adapter")["tasks"]
+    """Return the table of the shipped adapter's word error: `shipped_adapter.json` is the `scores.json` of an evaluation."""
     rows = []
     for task, words in TEST_SETS.items():
-        systems = tasks[task]["systems"]
-        figures = [systems[system]["metrics"]["word_error"] for system in SYSTEMS]
-        cells = [f"{each['value']:.3f} [{each['low']:.3f}, {each['high']:.3f}]" for each in figures]
-        rows.append([f"{systems['model']['counts']['items']} {words}", *cells])
-    return markdown(["word error rate", *SYSTEMS.values()], rows)
+        systems = result("shipped_adapter")["tasks"][task]["systems"]
+        rates = [systems[system]["metrics"]["word_error"] for system in SYSTEMS]
+        cells = (f"{rate['value']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]" for rate in rates)
+        rows.append(" | ".join([f"{systems['model']['counts']['items']} {words}", *cells]))
+    return markdown(" | ".join(["word error rate", *SYSTEMS.values()]), rows)
 
 
 TABLES = {
@@ -161,7 +146,7 @@ TABLES = {
 
 
 def rendered() -> Iterator[tuple[Path, str]]:
-    """Each document with tables, and its text with the tables as measured."""
+    """Yield each document that has tables, and its text with the tables as measured."""
     for path in sorted(path for pattern in DOCUMENTS for path in ROOT.glob(pattern)):
         text = path.read_text(encoding="utf-8")
         if MARKED.search(text):

@@ -1,12 +1,12 @@
 """Parts that the benchmarks share: options, result files, processes of their own, and recordings of any length."""
 
 import argparse
+import json
 import multiprocessing
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from audiollm.command_line.files import write_json
@@ -20,6 +20,13 @@ PAUSE_S, LONG_PAUSE_S, PROMPTS_PER_LONG_PAUSE = 0.5, 4.0, 12
 PAUSE_NOISE = 1e-5
 #: Splits in the order in which they are joined; together 24 minutes of speech, which longer recordings repeat.
 SPLITS = ("train", "validation", "test")
+
+
+class Clip(NamedTuple):
+    """A recording, as a path or as a waveform `(samples,)` at 16 kHz, and its transcript."""
+
+    audio: Any
+    text: str
 
 
 def parser_of(name: str, description: str | None, model: bool = True) -> argparse.ArgumentParser:
@@ -43,10 +50,23 @@ def write_result(path: Path, result: dict[str, Any]) -> None:
     write_json(path, {"machine": machine_facts(), "versions": library_versions(), **result})
 
 
-def own_process(initializer: Callable[..., object] | None = None, *arguments: Any) -> ProcessPoolExecutor:
+def grouped(runs: list[dict[str, Any]], *keys: str) -> list[tuple[dict[str, Any], list[dict[str, Any]]]]:
+    """Return the runs that have the same values of some keys, with these values."""
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run[key] for key in keys), []).append(run)
+    return [(dict(zip(keys, values)), chosen) for values, chosen in groups.items()]
+
+
+def own_process() -> ProcessPoolExecutor:
     """Return an executor of one new process, so that a side's peak memory is its own."""
-    spawn = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, mp_context=spawn, initializer=initializer, initargs=arguments)
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+def read_clips(path: Path) -> list[Clip]:
+    """Return the recordings of an examples file whose responses are transcripts."""
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [Clip(str(path.parent / row["audio_paths"]), row["response"]) for row in rows]
 
 
 def joined_speech(seconds: float, processor: Any, pauses: bool = False) -> np.ndarray:

@@ -6,7 +6,6 @@ Measure what context words do: names found, names that were not said, and word e
     python benchmarks/context_words.py data/amazon_queen/new_roles.json
 """
 
-import json
 import random
 import re
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import audiollm
 from audiollm.corpora.normalisers import normalize_english
 from audiollm.evaluation.word_error import score_word_error
-from common import parser_of, write_result
+from common import Clip, parser_of, read_clips, write_result
 
 SEED = 5
 SENTENCE_ENDS, WORD = re.compile(r'[.!?:;"]+|--'), re.compile(r"[A-Za-z][A-Za-z'-]*")
@@ -38,14 +37,14 @@ def has(text: str, name: str) -> bool:
     return set(normalize_english(name).split()) <= set(normalize_english(text).split())
 
 
-def measure(model: Any, clips: list[dict[str, Any]], context: list[str] | str, listed: list[str]) -> dict[str, Any]:
-    """Return the figures of one list."""
+def measure(model: Any, clips: list[Clip], context: list[str] | str, listed: list[str]) -> dict[str, Any]:
+    """Return the metrics of one list."""
     options: dict[str, Any] = {"context": context} if context else {}
-    texts = [one.text for one in model.transcribe([clip["audio"] for clip in clips], progress=True, **options)]
-    found = [has(text, name) for clip, text in zip(clips, texts) for name in clip["names"]]
-    wrong = [has(text, name) and not has(clip["text"], name) for clip, text in zip(clips, texts) for name in listed]
+    texts = [one.text for one in model.transcribe([clip.audio for clip in clips], progress=True, **options)]
+    found = [has(text, name) for clip, text in zip(clips, texts) for name in names_of(clip.text)]
+    wrong = [has(text, name) and not has(clip.text, name) for clip, text in zip(clips, texts) for name in listed]
     return {
-        "word_error": score_word_error([clip["text"] for clip in clips], texts).word_error,
+        "word_error": score_word_error([clip.text for clip in clips], texts).word_error,
         "names_said": len(found),
         "names_found": sum(found),
         "names_not_said": sum(wrong),
@@ -58,15 +57,10 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="rows of audio_paths and response, as the recipe writes them")
     parser.add_argument("--clips", type=int, default=100, help="with names, drawn once; default: %(default)s")
     options = parser.parse_args()
-    rows = json.loads(options.data.read_text(encoding="utf-8"))
-    clips = [
-        {"audio": str(options.data.parent / row["audio_paths"]), "text": row["response"], "names": names}
-        for row in rows
-        if (names := names_of(row["response"]))
-    ]
+    clips = [clip for clip in read_clips(options.data) if names_of(clip.text)]
     random.Random(SEED).shuffle(clips)
     clips = clips[: options.clips]
-    right = sorted({name for clip in clips for name in clip["names"]})
+    right = sorted({name for clip in clips for name in names_of(clip.text)})
     wrong = WRONG.split(", ")
     model = audiollm.load(options.model)
     result: dict[str, Any] = {"clips": len(clips), "right_list": right, "wrong_list": wrong}

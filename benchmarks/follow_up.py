@@ -2,7 +2,7 @@
 Time to first token: a first question about a recording, and a follow-up question in the same conversation.
 
 The follow-up finds the recording's keys and values in the session's cache, so that it neither encodes nor prefills the
-audio again. Beside it, the same follow-up answered by a session that has to read the whole conversation anew, and
+audio again. Beside it, the same follow-up answered by a session that has to read the whole conversation again, and
 whether both begin their answer alike.
 
     python benchmarks/follow_up.py --model runs/mine
@@ -37,40 +37,36 @@ def time_to_first_token(session: Session, *turn: Any) -> tuple[float, str]:
 
 
 def measure(model, processor, seconds: float, repeats: int) -> dict[str, Any]:
-    """Return median seconds to the first token of first questions, follow-ups, and follow-ups read anew, in turn."""
+    """Return median seconds to the first token of first questions, follow-ups, and follow-ups read again, in turn."""
     recording = joined_speech(seconds, processor)
-    firsts, follow_ups, anew, same = [], [], [], []
+    firsts, follow_ups, again, same = [], [], [], []
     for _ in range(repeats):
-        session = Session(model, processor)
-        firsts.append(time_to_first_token(session, QUESTION, recording)[0])
+        firsts.append(time_to_first_token(Session(model, processor), QUESTION, recording)[0])
         session = Session(model, processor, max_new_tokens=MAX_NEW_TOKENS)
         session.ask(QUESTION, recording)
         messages = [*session.messages, {"role": "user", "content": FOLLOW_UP}]
         seconds_taken, token = time_to_first_token(session, FOLLOW_UP)
         follow_ups.append(seconds_taken)
-        report = session.report
-        assert report is not None
-        prompt_tokens, reused_tokens = report.prompt_tokens, report.reused_tokens
-        seconds_taken, again = time_to_first_token(Session(model, processor, messages=messages))
-        anew.append(seconds_taken)
-        same.append(token == again)
-    first, follow_up, read_anew = map(statistics.median, (firsts, follow_ups, anew))
+        seconds_taken, other = time_to_first_token(Session(model, processor, messages=messages))
+        again.append(seconds_taken)
+        same.append(token == other)
+    report = session.report
+    assert report is not None
     return {
         "recording_s": seconds,
-        "prompt_tokens_of_follow_up": prompt_tokens,
-        "reused_tokens": reused_tokens,
-        "first_question_s": round(first, 4),
-        "follow_up_s": round(follow_up, 4),
-        "follow_up_read_anew_s": round(read_anew, 4),
-        "first_over_follow_up": round(first / follow_up, 2),
+        "prompt_tokens_of_follow_up": report.prompt_tokens,
+        "reused_tokens": report.reused_tokens,
+        "first_question_s": statistics.median(firsts),
+        "follow_up_s": statistics.median(follow_ups),
+        "follow_up_read_anew_s": statistics.median(again),
         "same_first_token": all(same),
-        "all_first_s": [round(one, 4) for one in firsts],
-        "all_follow_up_s": [round(one, 4) for one in follow_ups],
+        "all_first_s": firsts,
+        "all_follow_up_s": follow_ups,
     }
 
 
 def main() -> None:
-    """Entry."""
+    """Measure, print and write the result."""
     parser = parser_of("follow_up", __doc__)
     parser.add_argument("--dtype", default="float32", help="precision of the bases; default: %(default)s")
     parser.add_argument("--repeats", type=int, default=5, help="of which the median; default: %(default)s")

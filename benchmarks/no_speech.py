@@ -4,13 +4,15 @@ Count how often `audiollm transcribe` writes text for clips without speech: sile
     python benchmarks/no_speech.py                              # the adapter that comes with the package
     python benchmarks/no_speech.py --model runs/read --recordings my_noises/ -- --min_logprob -1
 
-Everything behind `--` goes to `audiollm transcribe`, whose defaults are what is measured otherwise.
+Everything behind `--` goes to `audiollm transcribe`, whose defaults are measured otherwise.
 """
 
 import json
 import sys
 import tempfile
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -58,55 +60,48 @@ def sounds(seconds: float, level_dbfs: float, seed: int) -> dict[tuple[str, str]
 
 def write_clips(folder: Path, recordings: Path | None, prompts: int) -> dict[str, list[Path]]:
     """Write all clips to one folder; return those of each group."""
-    groups: dict[str, list[Path]] = {}
-    for level in LEVELS_DBFS:
-        for seed, seconds in enumerate(LENGTHS_S):
-            for (group, kind), waveform in sounds(seconds, level, seed).items():
-                path = folder / f"{group}-{kind}-{seconds:g}s{level:g}dB.wav"
-                soundfile.write(path, waveform.astype(np.float32), RATE_HZ, subtype="FLOAT")
-                groups.setdefault(group, []).append(path)
+    groups: dict[str, list[Path]] = {"silence": [], "noise": [], "music": [], "speech": []}
+    for level, (seed, seconds) in product(LEVELS_DBFS, enumerate(LENGTHS_S)):
+        for (group, kind), waveform in sounds(seconds, level, seed).items():
+            groups[group].append(folder / f"{group}-{kind}-{seconds:g}s{level:g}dB.wav")
+            soundfile.write(groups[group][-1], waveform.astype(np.float32), RATE_HZ, subtype="FLOAT")
+    for index, row in enumerate(load_studio_prompts("test").select(range(prompts))):
+        groups["speech"].append(folder / f"speech-{index}.ogg")
+        groups["speech"][-1].write_bytes(row["audio"]["bytes"])
     if recordings is not None:
         groups["recordings"] = [path for path in sorted(recordings.rglob("*")) if is_audio(path)]
-    for index, row in enumerate(load_studio_prompts("test").select(range(prompts))):
-        path = folder / f"speech-{index}.ogg"
-        path.write_bytes(row["audio"]["bytes"])
-        groups.setdefault("speech", []).append(path)
     return groups
 
 
 def main() -> None:
-    """Entry."""
+    """Measure, print and write the result."""
     parser = parser_of("no_speech", __doc__)
     parser.add_argument("--recordings", type=Path, help="folder of further recordings without speech")
     parser.add_argument("--prompts", type=int, default=20, help="real prompts, for comparison; default: %(default)s")
     parser.add_argument("options", nargs="*", help="options of `audiollm transcribe`, behind --")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as made, tempfile.TemporaryDirectory() as written:
-        groups = write_clips(Path(made), options.recordings, options.prompts)
+        clips = write_clips(Path(made), options.recordings, options.prompts)
         model = ["--model", options.model] if options.model else []
-        clips = [str(path) for paths in groups.values() for path in paths]
-        transcribe([*model, *clips, "--output_dir", written, "--output_format", "json", *options.options])
+        paths = [str(path) for group in clips.values() for path in group]
+        transcribe([*model, *paths, "--output_dir", written, "--output_format", "json", *options.options])
         texts = {
             path.name.split(".json")[0]: json.loads(path.read_text())["text"].strip()
             for path in Path(written).iterdir()
         }
-    heard = {group: [texts[path.stem] for path in paths] for group, paths in groups.items()}
-    silent = {group: sum(not text for text in each) for group, each in heard.items()}
-    without = [group for group in heard if group != "speech"]
-    share = sum(silent[group] for group in without) / sum(len(heard[group]) for group in without)
+    groups: dict[str, dict[str, Any]] = {}
+    for name, group in clips.items():
+        heard = {path.stem: texts[path.stem] for path in group if texts[path.stem]}
+        examples = sorted(f"{stem}: {text}" for stem, text in heard.items())[:12]
+        groups[name] = {"clips": len(group), "no_text": len(group) - len(heard), "written": examples}
+    without = [name for name in groups if name != "speech"]
+    share = sum(groups[name]["no_text"] for name in without) / sum(len(clips[name]) for name in without)
     report = {
         "what": "share of clips without speech for which `audiollm transcribe` writes no text",
         "command": sys.argv[1:],
         "no_text": round(share, 4),
         "target": TARGET,
-        "groups": {
-            group: {
-                "clips": len(each),
-                "no_text": silent[group],
-                "written": sorted({f"{path.stem}: {text}" for path, text in zip(groups[group], each) if text})[:12],
-            }
-            for group, each in heard.items()
-        },
+        "groups": groups,
     }
     write_result(options.output, report)
     print(json.dumps(report, indent=1, ensure_ascii=False))

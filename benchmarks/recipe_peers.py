@@ -17,7 +17,6 @@ Written from what their public code does, with none of it; both train the projec
 
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 from audiollm.base_models import resolve_base
@@ -27,15 +26,14 @@ from training_peers import (
     AUDIO_BASE,
     IGNORED_LABEL,
     PEER_SLOT,
-    SAMPLE_RATE_HZ,
     TEXT_BASE,
-    Clip,
     Shape,
     Side,
+    Step,
     base_configs,
     feature_extractor,
+    features_of,
     make_clips,
-    padded_features,
     peer_slot_id,
     peer_tokens,
 )
@@ -54,7 +52,7 @@ class MaskedWhisper(WhisperEncoder):
     """Whisper's encoder for features of up to 30 s, whose padding attention does not look at, as Ultravox runs it."""
 
     def forward(self, input_features: torch.Tensor, mel_lengths: torch.Tensor | None = None) -> torch.Tensor:
-        """Frames `(clips, mel_frames / 2, d_model)` of `(clips, mel_bins, mel_frames)`; without lengths all are real."""
+        """Return frames `(clips, mel_frames / 2, d_model)` of `(clips, mel_bins, mel_frames)`; without lengths all are real."""
         hidden = nn.functional.gelu(self.conv1(input_features.to(self.conv1.weight.dtype)))
         hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)
         hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
@@ -68,38 +66,14 @@ class MaskedWhisper(WhisperEncoder):
         return self.layer_norm(hidden)
 
 
-def masked_whisper(dtype: torch.dtype) -> MaskedWhisper:
-    """With the audio base's weights, frozen."""
-    whisper, _ = base_configs()
-    encoder = MaskedWhisper(whisper)
-    encoder.load_state_dict(load_audio_base(AUDIO_BASE, whisper))
-    nn.Module.to(encoder, dtype)  # transformers wraps the method; mypy takes it for a plain function
-    return encoder.requires_grad_(False).eval()
-
-
-def features_to_the_longest(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-mel features `(clips, mel_bins, frames of the longest)` and the mask of their real frames."""
-    extractor = feature_extractor()
-    features = extractor(
-        [clip.waveform for clip in clips],
-        sampling_rate=SAMPLE_RATE_HZ,
-        padding="longest",
-        pad_to_multiple_of=extractor.hop_length,
-        truncation=False,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
-    return features["input_features"], features["attention_mask"]
-
-
 def stack_frames(frames: torch.Tensor, factor: int) -> torch.Tensor:
-    """Joins so many frames that follow each other: `(clips, frames / factor, factor * width)`; `factor` divides frames."""
+    """Join every `factor` frames that follow each other: `(clips, frames / factor, factor * width)`."""
     clips, count, width = frames.shape
     return frames.reshape(clips, count // factor, factor * width)
 
 
 class UltravoxProjector(nn.Module):
-    """Frames `(clips, frames, width)` to tokens `(clips, ceil(frames / 8), embedding size)`."""
+    """Makes tokens `(clips, ceil(frames / 8), embedding size)` of frames `(clips, frames, width)`."""
 
     def __init__(self, width: int, embedding_size: int):
         super().__init__()
@@ -117,7 +91,7 @@ class UltravoxProjector(nn.Module):
 
 
 class SlamProjector(nn.Module):
-    """Frames `(clips, frames, width)` to tokens `(clips, frames // 5, embedding size)`."""
+    """Makes tokens `(clips, frames // 5, embedding size)` of frames `(clips, frames, width)`."""
 
     def __init__(self, width: int, embedding_size: int):
         super().__init__()
@@ -139,7 +113,10 @@ class Recipe(nn.Module):
 
     def __init__(self, projector: type[nn.Module], dtype: torch.dtype):
         super().__init__()
-        self.audio_tower = masked_whisper(dtype)
+        whisper, _ = base_configs()
+        self.audio_tower = MaskedWhisper(whisper).requires_grad_(False)
+        self.audio_tower.load_state_dict(load_audio_base(AUDIO_BASE, whisper))
+        nn.Module.to(self.audio_tower, dtype)  # transformers wraps the method; mypy takes it for a plain function
         self.language_model = AutoModelForCausalLM.from_pretrained(resolve_base(TEXT_BASE, "text"), dtype=dtype)
         self.language_model.requires_grad_(False)
         self.projector = projector(self.audio_tower.config.d_model, self.language_model.config.hidden_size).to(dtype)
@@ -166,40 +143,39 @@ class Recipe(nn.Module):
         said = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask).logits
         with torch.no_grad():
             meant = self.language_model(teacher["input_ids"], attention_mask=teacher["attention_mask"]).logits
-        said, meant = _predictions(said, labels), _predictions(meant, teacher["labels"])
-        return SimpleNamespace(
-            loss=nn.functional.kl_div(
-                nn.functional.log_softmax(said / ULTRAVOX_TEMPERATURE, dim=-1),
-                nn.functional.softmax(meant / ULTRAVOX_TEMPERATURE, dim=-1),
-                reduction="batchmean",
-            )
-        )
+        said = _predictions(said, labels) / ULTRAVOX_TEMPERATURE
+        meant = _predictions(meant, teacher["labels"]) / ULTRAVOX_TEMPERATURE
+        loss = nn.functional.kl_div(said.log_softmax(-1), meant.softmax(-1), reduction="batchmean")
+        return SimpleNamespace(loss=loss)
 
 
 def _predictions(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Logits that predict a label, `(labels, vocabulary)`."""
+    """Return the logits that predict a label, `(labels, vocabulary)`."""
     return logits[:, :-1][labels[:, 1:] != IGNORED_LABEL]
 
 
-def ultravox_side(dtype: torch.dtype, shape: Shape, of_30_s: bool = False) -> tuple[nn.Module, dict[str, Any]]:
-    """Ultravox's recipe as it trains, padded to the longest clip of the batch; or padded to 30 s, the padding masked."""
-    model = Recipe(UltravoxProjector, dtype).train()
+def ultravox_side(dtype: torch.dtype, shape: Shape, of_30_s: bool = False) -> Step:
+    """Return Ultravox's recipe as it trains, padded to the batch's longest clip; or padded to 30 s, the padding masked."""
     clips = make_clips(shape)
-    input_features, mask = padded_features(clips) if of_30_s else features_to_the_longest(clips)
+    longest = {"padding": "longest", "truncation": False, "pad_to_multiple_of": feature_extractor().hop_length}
+    input_features, mask = features_of(clips, **({} if of_30_s else longest))
     mel_lengths = mask.sum(dim=1)
     slots = -(-mel_lengths // (MEL_PER_FRAME * ULTRAVOX_STACK))
-    teacher = peer_tokens(clips, [clip.text for clip in clips])
-    batch: dict[str, Any] = peer_tokens(clips, [PEER_SLOT * count for count in slots.tolist()])
-    return model, {**batch, "teacher": teacher, "input_features": input_features, "mel_lengths": mel_lengths}
+    return Recipe(UltravoxProjector, dtype), {
+        **peer_tokens(clips, [PEER_SLOT * count for count in slots.tolist()]),
+        "teacher": peer_tokens(clips, [clip.text for clip in clips]),
+        "input_features": input_features,
+        "mel_lengths": mel_lengths,
+    }
 
 
-def slam_side(dtype: torch.dtype, shape: Shape) -> tuple[nn.Module, dict[str, Any]]:
-    """SLAM-LLM's recipe: 30 s of every clip, all of which becomes tokens."""
-    model = Recipe(SlamProjector, dtype).train()
+def slam_side(dtype: torch.dtype, shape: Shape) -> Step:
+    """Return SLAM-LLM's recipe: 30 s of every clip, all of which becomes tokens."""
     clips = make_clips(shape)
-    input_features, _ = padded_features(clips)
-    count = input_features.shape[2] // MEL_PER_FRAME // SLAM_STACK
-    return model, {**peer_tokens(clips, [PEER_SLOT * count] * len(clips)), "input_features": input_features}
+    input_features, _ = features_of(clips)
+    slots = PEER_SLOT * (input_features.shape[2] // MEL_PER_FRAME // SLAM_STACK)
+    tokens = peer_tokens(clips, [slots] * len(clips))
+    return Recipe(SlamProjector, dtype), {**tokens, "input_features": input_features}
 
 
 RECIPES: dict[str, Side] = {

@@ -64,7 +64,7 @@ def as_text(examples: Sequence[DistillExample], transcripts: Sequence[Sequence[s
 
 
 def main() -> None:
-    """Entry."""
+    """Measure, print and write the result."""
     parser = parser_of("spoken_questions", __doc__)
     parser.add_argument("questions", type=Path, help="rows as --stage distill reads them")
     parser.add_argument("--dtype", default="auto", help="precision of the bases; default: %(default)s")
@@ -81,17 +81,16 @@ def main() -> None:
     clips = [decoder.windows(processor.load_audio(path)) for each in examples for path in each.audio_paths]
     heard = iter(decoder.hear(clips, BATCH_SIZE))
     spoken = [Example(each.text, each.audio_paths, str(each.response)) for each in examples]
-    fitting = [len(a.audio_paths) == len(b) for a, b in zip(examples, others)]
+    swapped = [
+        replace(row, audio_paths=paths) if len(paths) == len(row.audio_paths) else row
+        for row, paths in zip(spoken, others)
+    ]
+    written = [[next(heard) for _ in each.audio_paths] for each in examples]
     systems = {
         "model": spoken,
-        "model, wrong recordings": [
-            replace(row, audio_paths=paths if fits else row.audio_paths)
-            for row, paths, fits in zip(spoken, others, fitting)
-        ],
-        "Whisper's transcripts, base model": as_text(
-            examples, [[next(heard) for _ in e.audio_paths] for e in examples]
-        ),
-        "base model without the recordings": as_text(examples, [[""] * len(e.audio_paths) for e in examples]),
+        "model, wrong recordings": swapped,
+        "Whisper's transcripts, base model": as_text(examples, written),
+        "base model without the recordings": as_text(examples, [[""] * len(each) for each in written]),
     }
     read = as_text(examples, [each.transcripts for each in examples])
     rows: dict[str, list[list[float]]] = {name: [] for name in systems}

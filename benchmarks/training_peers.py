@@ -7,9 +7,8 @@ the encoder computes no gradients. Each peer gets its audio as its class demands
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, cast
+from functools import cache, partial
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -18,19 +17,18 @@ from audiollm.base_models import resolve_base
 from audiollm.checkpoints import load_audio_base, load_text_base
 from audiollm.command_line.cpu_speed import use_cpu_speed
 from audiollm.corpora.prompts import load_studio_prompts
+from audiollm.inference.answering import ask
+from common import Clip
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
     AutoTokenizer,
+    DataCollatorForSeq2Seq,
     LlamaConfig,
     PreTrainedModel,
-    Qwen2AudioConfig,
-    Qwen2AudioEncoderConfig,
     Qwen2AudioForConditionalGeneration,
-    VoxtralConfig,
-    VoxtralEncoderConfig,
     VoxtralForConditionalGeneration,
     WhisperConfig,
 )
@@ -47,10 +45,18 @@ SAMPLE_RATE_HZ = 16_000
 MEDIAN_PROMPT_SECONDS = 1.4
 #: Encoder frames (20 ms) that Voxtral's class makes one token of.
 VOXTRAL_STACK = 4
+#: Fields of Whisper's configuration that the peers' encoders, which are Whisper's, have too.
+ENCODER_FIELDS = (
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "num_mel_bins",
+    "max_source_positions",
+)
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """A batch of clips: how many, and how long each is; None is the studio prompts as they are, of median length."""
 
     num_clips: int
@@ -61,47 +67,40 @@ class Shape:
 SHAPES = {"short": Shape(8, None), "10s": Shape(8, 10.0), "30s": Shape(4, 30.0)}
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One recording at 16 kHz, `(samples,)`, and what is said in it."""
-
-    waveform: np.ndarray
-    text: str
+#: A model, and a batch that its `forward` takes.
+Step = tuple[nn.Module, dict[str, Any]]
+Side = Callable[[torch.dtype, Shape], Step]
 
 
 def make_clips(shape: Shape) -> list[Clip]:
-    """
-    Training prompts nearest to the median length; or as many in a row as fit into `shape.seconds`, then silence.
-    """
+    """Return training prompts nearest to the median length, or as many in a row as fit into `shape.seconds`, then silence."""
     processor = audiollm_processor()
     prompts = sorted(
         load_studio_prompts("train"), key=lambda row: (abs(row["duration_s"] - MEDIAN_PROMPT_SECONDS), row["id"])
     )
+    said = (Clip(processor.load_audio(row["audio"]), row["text"]) for row in prompts)
     if shape.seconds is None:
-        return [Clip(processor.load_audio(row["audio"]), row["text"]) for row in prompts[: shape.num_clips]]
-    clips, left = [], iter(prompts)
-    num_samples = int(shape.seconds * SAMPLE_RATE_HZ)
-    row = next(left)
+        return [next(said) for _ in range(shape.num_clips)]
+    clips, num_samples, part = [], int(shape.seconds * SAMPLE_RATE_HZ), next(said)
     for _ in range(shape.num_clips):
-        waveform, texts = np.zeros(num_samples, dtype=np.float32), []
-        end = 0
-        while end + len(part := processor.load_audio(row["audio"])) <= num_samples:
-            waveform[end : end + len(part)] = part
-            texts.append(row["text"])
-            end += len(part)
-            row = next(left)
+        waveform, texts, end = np.zeros(num_samples, dtype=np.float32), [], 0
+        while end + len(part.audio) <= num_samples:
+            waveform[end : end + len(part.audio)] = part.audio
+            texts.append(part.text)
+            end += len(part.audio)
+            part = next(said)
         clips.append(Clip(waveform, " ".join(texts)))
     return clips
 
 
 @cache
 def audiollm_processor() -> AudioLlmProcessor:
-    """Ours, for the two bases."""
+    """Return ours, for the two bases."""
     return AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
 
 
 def audiollm_model(dtype: torch.dtype) -> AudioLlmForConditionalGeneration:
-    """Ours, with the bases' weights; its projector is random."""
+    """Return ours, with the bases' weights; its projector is random."""
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
         AUDIO_BASE, TEXT_BASE, dtype=dtype, lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, lora_target_modules=TARGETS
     )
@@ -109,17 +108,11 @@ def audiollm_model(dtype: torch.dtype) -> AudioLlmForConditionalGeneration:
     return model
 
 
-def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool = True) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Our model, and its batch with or without encoder output computed before."""
+def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool) -> Step:
+    """Return our model, and its batch with encoder output computed before, or without, as the peers."""
     model = audiollm_model(dtype).train()
-    conversations: list[list[dict[str, Any]]] = [
-        [
-            {
-                "role": "user",
-                "content": [{"type": "audio", "audio": clip.waveform}, {"type": "text", "text": QUESTION}],
-            },
-            {"role": "assistant", "content": clip.text},
-        ]
+    conversations = [
+        [*ask(f"<audio>{QUESTION}", clip.audio), {"role": "assistant", "content": clip.text}]
         for clip in make_clips(shape)
     ]
     batch = audiollm_processor().apply_chat_template(
@@ -132,78 +125,49 @@ def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool = True) -> tupl
     return model, dict(batch)
 
 
-def uncached_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Our model, which runs its encoder in every step as the peers do."""
-    return audiollm_side(dtype, shape, cached=False)
-
-
-def voxtral_config(whisper: WhisperConfig, llama: LlamaConfig, audio_token_id: int) -> VoxtralConfig:
-    """Configuration of transformers' Voxtral class for the bases of these configurations."""
-    encoder = VoxtralEncoderConfig(
-        hidden_size=whisper.d_model,
-        intermediate_size=VOXTRAL_STACK * whisper.d_model,
-        num_hidden_layers=whisper.encoder_layers,
-        num_attention_heads=whisper.encoder_attention_heads,
-        num_mel_bins=whisper.num_mel_bins,
-        max_source_positions=whisper.max_source_positions,
+def peer_config(kind: type[PreTrainedModel], whisper: WhisperConfig, llama: LlamaConfig, audio_token_id: int) -> Any:
+    """Return the configuration of one of transformers' classes for the bases of these configurations."""
+    return cast(Any, kind.config_class)(
+        audio_config={name: getattr(whisper, name) for name in ENCODER_FIELDS},
+        text_config=llama.to_dict(),
+        audio_token_id=audio_token_id,
+        tie_word_embeddings=llama.tie_word_embeddings,
     )
-    config = VoxtralConfig(audio_config=encoder, text_config=llama, audio_token_id=audio_token_id)
-    config.tie_word_embeddings = llama.tie_word_embeddings
-    return config
 
 
-def voxtral_model(dtype: torch.dtype) -> PreTrainedModel:
-    """transformers' Voxtral class with the bases' weights; its projector is random."""
+def peer_model(kind: type[PreTrainedModel], dtype: torch.dtype) -> Any:
+    """Return one of transformers' classes with the bases' weights, frozen; its projector is random."""
     whisper, llama = base_configs()
-    config = voxtral_config(whisper, llama, peer_slot_id())
-    return _peer_from_bases(VoxtralForConditionalGeneration(config), whisper, dtype)
+    model: Any = kind(peer_config(kind, whisper, llama, peer_slot_id()))
+    audio, text = load_audio_base(AUDIO_BASE, whisper), load_text_base(TEXT_BASE)
+    state = {f"model.audio_tower.{key}": value for key, value in audio.items()} | text
+    state["lm_head.weight"] = text["model.language_model.embed_tokens.weight"]
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected and all("multi_modal_projector" in key for key in missing), (missing, unexpected)
+    model.tie_weights()
+    return model.to(dtype).requires_grad_(False)
 
 
-def voxtral_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """transformers' Voxtral class: every clip is padded to 30 s, and all of that is its tokens."""
-    model = _add_lora(voxtral_model(dtype))
-    clips = make_clips(shape)
-    slots = [model.config.audio_config.max_source_positions // VOXTRAL_STACK] * len(clips)
-    return model, {
-        **peer_tokens(clips, [PEER_SLOT * count for count in slots]),
-        "input_features": padded_features(clips)[0].to(dtype),
-    }
+def voxtral_side(dtype: torch.dtype, shape: Shape) -> Step:
+    """Return transformers' Voxtral class: every clip is padded to 30 s, and all of that is its tokens."""
+    model, clips = add_lora(peer_model(VoxtralForConditionalGeneration, dtype)), make_clips(shape)
+    slots = model.config.audio_config.max_source_positions // VOXTRAL_STACK
+    tokens = peer_tokens(clips, [PEER_SLOT * slots] * len(clips))
+    return model, {**tokens, "input_features": features_of(clips)[0].to(dtype)}
 
 
-def qwen2_audio_model(dtype: torch.dtype) -> PreTrainedModel:
-    """transformers' Qwen2-Audio class with the bases' weights; its projector is random."""
-    whisper, llama = base_configs()
-    audio_config = Qwen2AudioEncoderConfig(
-        d_model=whisper.d_model,
-        encoder_layers=whisper.encoder_layers,
-        encoder_attention_heads=whisper.encoder_attention_heads,
-        encoder_ffn_dim=whisper.encoder_ffn_dim,
-        num_mel_bins=whisper.num_mel_bins,
-        max_source_positions=whisper.max_source_positions,
-    )
-    config = Qwen2AudioConfig(
-        audio_config=audio_config.to_dict(), text_config=llama.to_dict(), audio_token_index=peer_slot_id()
-    )
-    config.tie_word_embeddings = llama.tie_word_embeddings
-    return _peer_from_bases(Qwen2AudioForConditionalGeneration(config), whisper, dtype)
-
-
-def qwen2_audio_side(dtype: torch.dtype, shape: Shape) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """transformers' Qwen2-Audio class: clips are padded to 30 s for the encoder; tokens of 40 ms, as many as needed."""
-    model = _add_lora(qwen2_audio_model(dtype))
-    clips = make_clips(shape)
-    features, mask = padded_features(clips)
+def qwen2_audio_side(dtype: torch.dtype, shape: Shape) -> Step:
+    """Return transformers' Qwen2-Audio class: clips are padded to 30 s for the encoder; tokens of 40 ms, as many as needed."""
+    model, clips = add_lora(peer_model(Qwen2AudioForConditionalGeneration, dtype)), make_clips(shape)
+    features, mask = features_of(clips)
     encoder_frames = (mask.sum(dim=1) - 1) // 2 + 1
     slots = (encoder_frames - 2) // 2 + 1  # pooled by two
-    return model, {
-        **peer_tokens(clips, [PEER_SLOT * count for count in slots.tolist()]),
-        "input_features": features.to(dtype),
-        "feature_attention_mask": mask,
-    }
+    tokens = peer_tokens(clips, [PEER_SLOT * count for count in slots.tolist()])
+    return model, {**tokens, "input_features": features.to(dtype), "feature_attention_mask": mask}
 
 
-def base_configs():
-    """Of the audio base and of the text base."""
+def base_configs() -> tuple[WhisperConfig, LlamaConfig]:
+    """Return the configurations of the audio base and of the text base."""
     return (
         AutoConfig.from_pretrained(resolve_base(AUDIO_BASE, "audio")),
         AutoConfig.from_pretrained(resolve_base(TEXT_BASE, "text")),
@@ -212,87 +176,61 @@ def base_configs():
 
 @cache
 def base_tokenizer():
-    """The language model's own."""
-    return AutoTokenizer.from_pretrained(resolve_base(TEXT_BASE, "text"))
+    """Return the language model's own."""
+    return AutoTokenizer.from_pretrained(resolve_base(TEXT_BASE, "text"), padding_side="right")
 
 
 @cache
 def feature_extractor():
-    """Whisper's own."""
+    """Return Whisper's own."""
     return AutoFeatureExtractor.from_pretrained(resolve_base(AUDIO_BASE, "audio"))
 
 
 def peer_slot_id() -> int:
-    """Id of the token that stands for a stretch of audio in the peers' prompts."""
+    """Return the id of the token that stands for a stretch of audio in the peers' prompts."""
     return cast(int, base_tokenizer().convert_tokens_to_ids(PEER_SLOT))
 
 
-def _peer_from_bases(model: PreTrainedModel, whisper, dtype: torch.dtype) -> PreTrainedModel:
-    """Loads the bases' weights into a peer, and freezes them; the projector stays random."""
-    audio, text = load_audio_base(AUDIO_BASE, whisper), load_text_base(TEXT_BASE)
-    state = {f"model.audio_tower.{key}": value for key, value in audio.items()} | text
-    state["lm_head.weight"] = text["model.language_model.embed_tokens.weight"]
-    missing, unexpected = model.load_state_dict(state, strict=False)
-    not_loaded = [key for key in missing if "multi_modal_projector" not in key]
-    if not_loaded or unexpected:
-        raise RuntimeError(
-            f"{type(model).__name__} was not built from the bases: missing {not_loaded}, unexpected {unexpected}."
-        )
-    model.tie_weights()
-    model = model.to(dtype)  # type: ignore[arg-type]  # transformers wraps `to`; mypy takes it for a plain function
-    return model.requires_grad_(False)
-
-
-def _add_lora(model: PreTrainedModel) -> PreTrainedModel:
-    """Adds LoRA to a peer's language model; it and the projector train."""
-    body = cast(Any, model).model
+def add_lora(model: Any) -> Any:
+    """Add LoRA to a peer's language model; it and the projector train."""
     settings = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=TARGETS)
-    inject_adapter_in_model(settings, body.language_model)
-    cast(nn.Module, body.multi_modal_projector).requires_grad_(True)
+    inject_adapter_in_model(settings, model.model.language_model)
+    model.model.multi_modal_projector.requires_grad_(True)
     model.train()
-    body.audio_tower.eval()
+    model.model.audio_tower.eval()
     return model
 
 
-def padded_features(clips: list[Clip]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-mel windows of 30 s, `(clips, mel_bins, 3000)`, and the mask of their real frames, `(clips, 3000)`."""
+def features_of(clips: list[Clip], **padding: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log-mel features, `(clips, mel_bins, 3000)` unless padded otherwise, and the mask of their real frames."""
+    waveforms = [clip.audio for clip in clips]
     features = feature_extractor()(
-        [clip.waveform for clip in clips],
-        sampling_rate=SAMPLE_RATE_HZ,
-        return_attention_mask=True,
-        return_tensors="pt",
+        waveforms, sampling_rate=SAMPLE_RATE_HZ, return_attention_mask=True, return_tensors="pt", **padding
     )
     return features["input_features"], features["attention_mask"]
 
 
 def peer_tokens(clips: list[Clip], heard: list[str]) -> dict[str, torch.Tensor]:
     """
-    Ids, mask and labels of the same question and answer as ours, padded on the right.
+    Return ids, mask and labels of the same question and answer as ours, padded on the right.
 
     Args:
-        heard: what stands before each clip's question: slots, or what is said.
+        heard: stands before each clip's question: slots, or the transcript.
     """
     tokenizer = base_tokenizer()
     rows = []
     for clip, before in zip(clips, heard):
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": before + QUESTION}], tokenize=False, add_generation_prompt=True
-        )
+        turn = [{"role": "user", "content": before + QUESTION}]
+        prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
         answer_ids = tokenizer(clip.text + END_OF_TURN, add_special_tokens=False)["input_ids"]
-        rows.append((prompt_ids, answer_ids))
-    length = max(len(prompt) + len(answer) for prompt, answer in rows)
-    input_ids = torch.full((len(rows), length), tokenizer.pad_token_id)
-    labels = torch.full((len(rows), length), IGNORED_LABEL)
-    mask = torch.zeros(len(rows), length, dtype=torch.long)
-    for index, (prompt, answer) in enumerate(rows):
-        end = len(prompt) + len(answer)
-        input_ids[index, :end] = torch.tensor(prompt + answer)
-        labels[index, len(prompt) : end] = torch.tensor(answer)
-        mask[index, :end] = 1
-    return {"input_ids": input_ids, "attention_mask": mask, "labels": labels}
+        labels = [IGNORED_LABEL] * len(prompt_ids) + answer_ids
+        rows.append({"input_ids": prompt_ids + answer_ids, "labels": labels})
+    return dict(DataCollatorForSeq2Seq(tokenizer)(rows))
 
 
-Side = Callable[[torch.dtype, Shape], tuple[nn.Module, dict[str, Any]]]
-OURS: dict[str, Side] = {"audiollm": audiollm_side, "audiollm, no cache": uncached_side}
+OURS: dict[str, Side] = {
+    "audiollm": partial(audiollm_side, cached=True),
+    "audiollm, no cache": partial(audiollm_side, cached=False),
+}
 PEERS: dict[str, Side] = {"voxtral": voxtral_side, "qwen2_audio": qwen2_audio_side}

@@ -7,13 +7,13 @@ and SLAM, from the same bases.
 Three batches: 8 short studio prompts (1.4 s), 8 clips of 10 s, 4 full windows of 30 s. AudioLLM and transformers' classes
 train the same things (projector and LoRA of the same rank on the same layers, fused AdamW), the two recipes their projector
 alone (`recipe_peers.py`), all on frozen bases of the same precision, on the same clips and the same question and answer. Each
-side runs in a process of its own, so that its peak memory is its own; the
-processes take turns, so that a machine that slows down slows all.
+side runs in a process of its own, so that its peak memory is its own; the processes take turns, so that a machine that slows
+down slows all.
 
-What differs is what each design does by default. The peers' classes pad every clip to 30 s for the encoder, encode it
-in every step, and run the head on every position; Voxtral's makes tokens of the padding too. AudioLLM encodes what is
-there, once; it runs the head where there are labels, and the beginning that all prompts share once for the batch. The
-row "no cache" encodes in every step too.
+The sides differ by each design's defaults. The peers' classes pad every clip to 30 s for the encoder, encode it in every step,
+and run the head on every position; Voxtral's makes tokens of the padding too. AudioLLM encodes each clip without padding, once;
+it runs the head where there are labels, and the beginning that all prompts share once for the batch. The row "no cache" encodes
+in every step too.
 """
 
 import math
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from audiollm.publishing.record import peak_memory_mib
-from common import own_process, parser_of, write_result
+from common import grouped, own_process, parser_of, write_result
 from recipe_peers import RECIPES
 from training_peers import OURS, PEERS, SHAPES
 
@@ -70,27 +70,17 @@ def run_side(side: str, shape: str, precision: str, steps: int, step_seconds: fl
 
 
 def summarize(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return medians over rounds and steps of every side, and ratios to each peer on the same batch and precision."""
-    medians: dict[tuple[str, str, str], tuple[float, float]] = {}
-    for key in dict.fromkeys((run["shape"], run["precision"], run["side"]) for run in runs):
-        chosen = [run for run in runs if (run["shape"], run["precision"], run["side"]) == key]
-        seconds = statistics.median(second for run in chosen for second in run["seconds"])
-        medians[key] = seconds, statistics.median(run["peak_memory_mib"] for run in chosen)
+    """Return medians over rounds and steps of every side, batch and precision."""
     table = []
-    for (shape, precision, side), (seconds, memory) in medians.items():
-        row: dict[str, Any] = {"shape": shape, "precision": precision, "side": side}
-        row |= {"median_seconds": seconds, "peak_memory_mib": memory}
-        for peer in ALL_PEERS:
-            if (shape, precision, peer) in medians:
-                peer_seconds, peer_memory = medians[shape, precision, peer]
-                row[f"times_faster_than_{peer}"] = peer_seconds / seconds
-                row[f"memory_share_of_{peer}"] = memory / peer_memory
+    for row, chosen in grouped(runs, "shape", "precision", "side"):
+        row["median_seconds"] = statistics.median(second for run in chosen for second in run["seconds"])
+        row["peak_memory_mib"] = statistics.median(run["peak_memory_mib"] for run in chosen)
         table.append(row)
     return table
 
 
 def main() -> None:
-    """Run all sides in turn and write what was seen."""
+    """Run all sides in turn and write the measurements."""
     parser = parser_of("training_step", __doc__, model=False)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="batches to compare on")
     parser.add_argument("--ours", nargs="+", default=list(OURS), choices=OURS, help="forms of AudioLLM")
@@ -106,16 +96,16 @@ def main() -> None:
     )
     options = parser.parse_args()
     runs = []
-    for round_index in range(options.rounds):
+    for number in range(options.rounds):
         for shape in options.shapes:
             for precision in options.precisions:
                 for side in [*options.ours, *options.peers]:
                     with own_process() as process:
                         started = process.submit(run_side, side, shape, precision, options.steps, options.step_seconds)
                         run = started.result()
-                    runs.append({"round": round_index, **run})
+                    runs.append({"round": number, **run})
                     median = statistics.median(run["seconds"])
-                    print(f"round {round_index} {shape:6} {precision:9} {side:19} {median:7.2f} s", flush=True)
+                    print(f"round {number} {shape:6} {precision:9} {side:19} {median:7.2f} s", flush=True)
     write_result(options.output, {"rounds": options.rounds, "summary": summarize(runs), "runs": runs})
 
 

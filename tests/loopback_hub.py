@@ -1,12 +1,13 @@
-"""A Hugging Face Hub on the loopback interface: tests push, tag and load through the real client, without the network.
+"""
+A Hugging Face Hub on the loopback interface: tests push, tag and load through the real client, without the network.
 
-    with LoopbackHub(tmp_path / "hub") as hub:
+    with LoopbackHub() as hub:
         subprocess.run([sys.executable, "-c", script], env=hub.environment(tmp_path / "home"), check=True)
         assert "config.json" in hub.files("loopback-user/tiny")
 
-`huggingface_hub` reads HF_ENDPOINT when it is imported, hence the subprocess. Routes, headers and error codes follow what
-huggingface_hub 2.4 calls and expects: repositories, NDJSON commits, basic LFS uploads, branches, tags, trees, ranged downloads.
-Not here: Xet storage (the client alone decides to use it: `environment` turns it off), gitignore, search, checks of results.
+`huggingface_hub` reads HF_ENDPOINT when it is imported, hence the subprocess. Routes, headers and error codes follow
+huggingface_hub 2.4: repositories, NDJSON commits, basic LFS uploads, branches, tags, trees, ranged downloads. Everybody may
+read everything; Xet storage is turned off by `environment`.
 """
 
 import base64
@@ -16,10 +17,9 @@ import json
 import os
 import re
 import threading
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from functools import cached_property
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,23 +29,28 @@ import yaml
 
 LFS_SUFFIXES = (".safetensors", ".bin", ".gguf", ".pt", ".npz", ".parquet", ".zip", ".wav", ".flac", ".ogg", ".mp3")
 LFS_THRESHOLD_BYTES = 10 * 2**20  # larger files are never inlined in a commit, whatever their name
-SEND_CHUNK_BYTES = 2**20
+POINTER_BYTES = 130  # about, of the file that git keeps for an LFS file
+COMMIT_DATE = "2026-01-01T00:00:00.000000Z"
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 CLIENT_VARIABLES = re.compile(r"(HF|HUGGING_?FACE|TRANSFORMERS)_.*|(https?|all|no)_proxy", re.IGNORECASE)
-LICENCE_ID, LANGUAGE_CODE = re.compile(r"[a-z0-9][a-z0-9.+-]*"), re.compile(r"[a-z]{2,3}(-[A-Za-z]+)?|multilingual")
-MODEL_ID = re.compile(r"([\w-][\w.-]*/)?[\w-][\w.-]*")
-PIPELINE_TAGS = {"audio-text-to-text", "automatic-speech-recognition", "any-to-any", "text-generation"}  # some of them
+MODEL_ID = r"([\w-][\w.-]*/)?[\w-][\w.-]*"
+#: Fields of a card's metadata, and the values that the Hub takes; some of the pipelines.
+CARD_FIELDS = {
+    "license": r"[a-z0-9][a-z0-9.+-]*",
+    "language": r"[a-z]{2,3}(-[A-Za-z]+)?|multilingual",
+    "base_model": MODEL_ID,
+    "datasets": MODEL_ID,
+    "pipeline_tag": "audio-text-to-text|automatic-speech-recognition|any-to-any|text-generation",
+}
 
 
 class HubError(Exception):
     """An HTTP error; `code` is the X-Error-Code from which the client chooses its exception."""
 
-    def __init__(self, status: int, code: str | None, message: str, headers: Mapping[str, str] | None = None):
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None):
         super().__init__(message)
         self.status = status
-        self.headers = {"X-Error-Message": ascii(message)[1:-1], **(headers or {})}
-        if code is not None:
-            self.headers["X-Error-Code"] = code
+        self.headers = {"X-Error-Message": ascii(message)[1:-1], "X-Error-Code": code, **(headers or {})}
 
 
 class Request(NamedTuple):
@@ -58,28 +63,34 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredFile:
-    """Content in the object store: `sha256` is its name there, `git_oid` the SHA-1 that git gives it or its pointer."""
+    """A file's content; of an LFS file the etag is its SHA-256, else the SHA-1 that git gives it."""
 
-    sha256: str
-    git_oid: str
-    size: int
-    pointer_size: int = 0  # 0: a regular file, not LFS
+    content: bytes
+    is_lfs: bool = False
+
+    @cached_property
+    def sha256(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+    @cached_property
+    def git_oid(self) -> str:
+        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
 
     @property
     def etag(self) -> str:
-        return self.sha256 if self.pointer_size else self.git_oid
+        return self.sha256 if self.is_lfs else self.git_oid
 
-    def lfs_fields(self, oid_name: str) -> dict[str, Any]:
-        fields = {oid_name: self.sha256, "size": self.size, "pointerSize": self.pointer_size}
-        return {"lfs": fields} if self.pointer_size else {}
+    def described(self, oid_name: str, lfs_oid_name: str) -> dict[str, Any]:
+        """Return size and checksums, by the names that an endpoint gives them."""
+        size = len(self.content)
+        lfs = {"lfs": {lfs_oid_name: self.sha256, "size": size, "pointerSize": POINTER_BYTES}}
+        return {"size": size, oid_name: self.git_oid, **(lfs if self.is_lfs else {})}
 
 
-@dataclass(frozen=True)
-class Commit:
+class Commit(NamedTuple):
     """A whole snapshot, so that earlier revisions stay readable."""
 
     sha: str
-    date: str
     files: Mapping[str, StoredFile]
 
 
@@ -99,7 +110,7 @@ class Repository:
         return self.repo_id.split("/")[0]
 
     def commit_at(self, revision: str) -> Commit:
-        """The commit of a branch, a tag or a full sha."""
+        """Return the commit of a branch, a tag or a full sha."""
         for revisions in (self.branches, self.tags, self.commits):
             if revision in revisions:
                 return revisions[revision]
@@ -107,7 +118,8 @@ class Repository:
 
 
 class LoopbackHub:
-    """The server and its store. `token` belongs to one user; `add_user` makes others, for private access.
+    """
+    The server and its store. `token` belongs to one user; `add_user` makes others.
 
     Attributes:
         endpoint: base URL, for HF_ENDPOINT.
@@ -115,9 +127,8 @@ class LoopbackHub:
         messages: those of all commits, oldest first.
     """
 
-    def __init__(self, folder: Path, user: str = "loopback-user"):
-        self.objects = Path(folder) / "objects"
-        self.objects.mkdir(parents=True, exist_ok=True)
+    def __init__(self, user: str = "loopback-user"):
+        self.objects: dict[str, StoredFile] = {}  # LFS files by their SHA-256
         self.users: dict[str, str] = {}  # token -> user name
         self.token = self.add_user(user)
         self.repositories: dict[tuple[str, str], Repository] = {}
@@ -138,95 +149,57 @@ class LoopbackHub:
         self._server.server_close()
 
     def add_user(self, name: str) -> str:
-        """Returns the new user's token."""
+        """Return the new user's token."""
         token = f"hf_loopback_{name}"
         self.users[token] = name
         return token
 
-    def environment(self, home: Path, token: str | None = "owner") -> dict[str, str]:
-        """A whole environment for a client process: this one's less its Hub and proxy settings, with caches in `home`.
-
-        `token` may be another user's, a wrong one, or None for an anonymous client; "owner" is `self.token`.
-        """
+    def environment(self, home: Path) -> dict[str, str]:
+        """Return the environment of the owner's client process: no other Hub and proxy settings, caches in `home`."""
         environment = {name: value for name, value in os.environ.items() if not CLIENT_VARIABLES.fullmatch(name)}
-        environment.update(HF_ENDPOINT=self.endpoint, HF_HOME=os.path.abspath(home), NO_PROXY="127.0.0.1")
+        environment.update(HF_ENDPOINT=self.endpoint, HF_HOME=os.path.abspath(home), HF_TOKEN=self.token)
         environment.update(HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_PROGRESS_BARS="1")
-        return environment if token is None else environment | {"HF_TOKEN": self.token if token == "owner" else token}
+        return environment | {"NO_PROXY": "127.0.0.1"}
 
     def files(self, repo_id: str, revision: str = "main", kind: str = "model") -> dict[str, bytes]:
-        """Path -> content of every file of a revision."""
+        """Return the content of every file of a revision, by its path."""
         files = self.repositories[kind, repo_id].commit_at(revision).files
-        return {path: self.read(file) for path, file in files.items()}
-
-    def read(self, file: StoredFile) -> bytes:
-        return (self.objects / file.sha256).read_bytes()
+        return {path: file.content for path, file in files.items()}
 
     def cut_uploads(self, after: int) -> None:
-        """Takes `after` more LFS objects; then every connection ends until `mend_uploads`, like a lost network."""
+        """Take `after` more LFS objects; then end every connection until `mend_uploads`, like a lost network."""
         self.uploads_until_cut = after
 
     def mend_uploads(self) -> None:
-        """The network is back."""
+        """Take uploads again."""
         self.uploads_until_cut = None
 
-    def store(self, content: bytes) -> StoredFile:
-        """Keeps `content`; returns it as a regular file, see `lfs_file`."""
-        file = StoredFile(hashlib.sha256(content).hexdigest(), _git_oid(content), len(content))
-        partial = self.objects / f"{file.sha256}.{threading.get_ident()}"
-        partial.write_bytes(content)
-        partial.replace(self.objects / file.sha256)
-        return file
-
-    def lfs_file(self, sha256: str) -> StoredFile:
-        """The LFS file of a stored object, of which git would hold a pointer."""
-        if not (self.objects / sha256).exists():
-            raise HubError(400, None, f"LFS object {sha256} was not uploaded before the commit that names it")
-        size = (self.objects / sha256).stat().st_size
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
-        return StoredFile(sha256, _git_oid(pointer), size, len(pointer))
-
     def commit(self, repository: Repository, branch: str, files: Mapping[str, StoredFile]) -> Commit:
-        """Moves `branch` to a new commit, whose sha differs from all others, as the date makes it do in git."""
-        content = sorted((path, file.etag) for path, file in files.items())
-        identity = json.dumps([next(self._commit_numbers), repository.repo_id, branch, content])
-        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        commit = Commit(hashlib.sha1(identity.encode()).hexdigest(), date, files)
+        """Move `branch` to a new commit, whose sha differs from all others."""
+        commit = Commit(f"{next(self._commit_numbers):040x}", files)
         repository.commits[commit.sha] = repository.branches[branch] = commit
         return commit
 
 
-def _git_oid(content: bytes) -> str:
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-
-
 def _front_matter(card: str) -> str:
-    """The YAML block that opens a model card, "" without one. Raises ValueError where it is plainly not YAML."""
-    if not card.startswith("---\n"):
-        return ""
-    block, closed, _ = card[4:].partition("\n---")
-    if not closed:
-        raise ValueError("the metadata block opens with '---' and is never closed")
-    return block
+    """Return the YAML block that opens a model card, "" without one."""
+    block = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
+    return block[1] if block else ""
 
 
-def _check_metadata(data: Any) -> None:
-    """Raises ValueError, in the Hub's words, where it would refuse a model card's metadata."""
-    if not isinstance(data, dict):
-        raise ValueError('"metadata" must be of type object')
-    words = {"license": LICENCE_ID, "language": LANGUAGE_CODE, "base_model": MODEL_ID, "datasets": MODEL_ID}
-    for name, pattern in words.items():
+def _check_metadata(data: dict[str, Any]) -> None:
+    """Raise ValueError, in the Hub's words, where it would refuse a model card's metadata."""
+    for name, pattern in CARD_FIELDS.items():
         for value in data[name] if isinstance(data.get(name), list) else [data[name]] if name in data else []:
-            if not isinstance(value, str) or not pattern.fullmatch(value):
+            if not isinstance(value, str) or not re.fullmatch(pattern, value):
                 raise ValueError(f'"{name}" with value {value!r} is not valid')
-    if data.get("pipeline_tag", "any-to-any") not in PIPELINE_TAGS:
-        raise ValueError(f'"pipeline_tag" must be one of {sorted(PIPELINE_TAGS)}')
 
 
 def _tree_entry(path: str, file: StoredFile | None) -> dict[str, Any]:
-    """A file as the tree and paths-info endpoints describe it; a folder where `file` is None."""
+    """Describe a file as the tree endpoint does; a folder where `file` is None."""
     if file is None:
         return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
-    return {"type": "file", "path": path, "oid": file.git_oid, "size": file.size, **file.lfs_fields("oid")}
+    return {"type": "file", "path": path, **file.described("oid", "oid")}
 
 
 _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = []
@@ -235,7 +208,7 @@ SITE = r"/(?:(?P<kind>dataset|space)s/)?(?P<repo_id>[^/]+(?:/[^/]+)?)"
 
 
 def _route(method: str, pattern: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a handler method; named groups become its arguments, percent-decoded."""
+    """Register a handler method; named groups become its arguments, percent-decoded."""
 
     def register(function: Callable[..., None]) -> Callable[..., None]:
         _ROUTES.append((method, re.compile(pattern), function))
@@ -262,14 +235,9 @@ class _Handler(BaseHTTPRequestHandler):
             for route_method, pattern, function in _ROUTES:
                 if route_method == method and (match := pattern.fullmatch(self.path)):
                     return function(self, **{k: unquote(v) for k, v in match.groupdict().items() if v is not None})
-            raise HubError(404, None, f"LoopbackHub does not implement {method} {self.path}")
+            raise HubError(404, "NotFound", f"LoopbackHub does not implement {method} {self.path}")
         except HubError as error:
             self.reply({"error": str(error)}, error.status, error.headers)
-        except ConnectionError:  # the client left
-            self.close_connection = True
-        except Exception as error:
-            traceback.print_exc()
-            self.reply({"error": f"{type(error).__name__} in LoopbackHub: {error}"}, 500)
 
     do_GET = do_HEAD = do_POST = do_PUT = dispatch
 
@@ -289,30 +257,21 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def user(self, required: bool = False) -> str | None:
-        """The name behind the token, None for an anonymous client unless one is `required`."""
+    def user(self) -> str:
+        """Return the name of the user whose token this is."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token and token not in self.hub.users:
-            raise HubError(401, None, "Invalid credentials in Authorization header")
-        if required and not token:
-            raise HubError(401, None, "Invalid username or password.")
-        return self.hub.users.get(token)
+        if token not in self.hub.users:
+            raise HubError(401, "Unauthorized", "Invalid username or password.")
+        return self.hub.users[token]
 
     def repository(self, kind: str, repo_id: str, write: bool = False) -> Repository:
-        """The repository, if the client may see it (and with `write`, change it)."""
-        user = self.user(required=write)
+        """Return the repository, if it is there, and with `write` the client's own."""
         repository = self.hub.repositories.get((kind, repo_id))
-        if repository is None or (repository.private and user != repository.owner):
-            raise HubError(401 if user is None else 404, "RepoNotFound", "Repository not found")
-        if write and user != repository.owner:
-            raise HubError(403, None, f"{user} has no right to write to {repo_id}")
+        if repository is None:
+            raise HubError(404, "RepoNotFound", "Repository not found")
+        if write and self.user() != repository.owner:
+            raise HubError(403, "Forbidden", f"{self.user()} has no right to write to {repo_id}")
         return repository
-
-    @_route("GET", "/api/whoami-v2")
-    def whoami(self) -> None:
-        user = self.user(required=True)
-        auth = {"type": "access_token", "accessToken": {"displayName": "loopback", "role": "write"}}
-        self.reply({"type": "user", "id": user, "name": user, "fullname": user, "orgs": [], "auth": auth})
 
     @_route("POST", "/api/validate-yaml")
     def validate_card(self) -> None:
@@ -325,16 +284,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     @_route("POST", "/api/repos/create")
     def create_repository(self) -> None:
-        user, request = self.user(required=True), json.loads(self.body)
+        user, request = self.user(), json.loads(self.body)
         kind, owner = request.get("type") or "model", request.get("organization") or user
         repo = Repository(kind, f"{owner}/{request['name']}", private=request.get("visibility") == "private")
         url = f"{self.hub.endpoint}/{'' if kind == 'model' else kind + 's/'}{repo.repo_id}"
         if owner != user:
-            raise HubError(403, None, f"{user} has no right to create {repo.repo_id}")
+            raise HubError(403, "Forbidden", f"{user} has no right to create {repo.repo_id}")
         with self.hub.lock:
             if (kind, repo.repo_id) in self.hub.repositories:
                 return self.reply({"error": f"You already created this {kind} repo", "url": url}, 409)
-            self.hub.commit(repo, "main", {".gitattributes": self.hub.store(GITATTRIBUTES)})
+            self.hub.commit(repo, "main", {".gitattributes": StoredFile(GITATTRIBUTES)})
             self.hub.repositories[kind, repo.repo_id] = repo
         self.reply({"url": url, "name": repo.repo_id})
 
@@ -342,13 +301,10 @@ class _Handler(BaseHTTPRequestHandler):
     def describe(self, kind: str, repo_id: str, revision: str = "main") -> None:
         repository = self.repository(kind, repo_id)
         commit = repository.commit_at(revision)
-        siblings: list[dict[str, Any]] = [{"rfilename": path} for path in commit.files]
-        for sibling, file in zip(siblings, commit.files.values()):
-            if "blobs" in self.query:
-                sibling |= {"size": file.size, "blobId": file.git_oid, **file.lfs_fields("sha256")}
-        card = self.hub.read(commit.files["README.md"]).decode() if "README.md" in commit.files else ""
+        siblings = [{"rfilename": path, **file.described("blobId", "sha256")} for path, file in commit.files.items()]
+        card = commit.files["README.md"].content.decode() if "README.md" in commit.files else ""
         from_card = dict(re.findall(r"^(pipeline_tag|library_name): *(\S+) *$", _front_matter(card), re.MULTILINE))
-        info = {"id": repo_id, "author": repository.owner, "sha": commit.sha, "lastModified": commit.date}
+        info = {"id": repo_id, "author": repository.owner, "sha": commit.sha, "lastModified": COMMIT_DATE}
         access = {"private": repository.private, "gated": False, "disabled": False}
         self.reply({**info, **access, "tags": [*from_card.values()], "siblings": siblings, **from_card})
 
@@ -367,13 +323,6 @@ class _Handler(BaseHTTPRequestHandler):
             entries = {path: file for path, file in entries.items() if "/" not in path[len(prefix) :]}
         self.reply([_tree_entry(path, file) for path, file in sorted(entries.items())])
 
-    @_route("POST", API + "/paths-info/(?P<revision>[^/]+)")
-    def describe_paths(self, kind: str, repo_id: str, revision: str) -> None:
-        files = self.repository(kind, repo_id).commit_at(revision).files
-        paths = [path.strip("/") for path in parse_qs(self.body.decode()).get("paths", [])]
-        paths = [path for path in paths if path in files or any(file.startswith(path + "/") for file in files)]
-        self.reply([_tree_entry(path, files.get(path)) for path in paths])
-
     @_route("POST", API + "/(?P<ref>branch|tag)/(?P<name>[^/]+)")
     def create_ref(self, kind: str, repo_id: str, ref: str, name: str) -> None:
         """`name` is that of the new branch, but for a tag the revision to put it on."""
@@ -381,7 +330,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = repository.commit_at(name if ref == "tag" else request.get("startingPoint", "main"))
         name, refs = (request["tag"], repository.tags) if ref == "tag" else (name, repository.branches)
         if name in refs:
-            raise HubError(409, None, f"Reference already exists: {name}")
+            raise HubError(409, "Conflict", f"Reference already exists: {name}")
         refs[name] = commit
         self.reply({})
 
@@ -401,7 +350,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.repository(kind, repo_id, write=True)
         objects = [{"oid": wanted["oid"], "size": wanted["size"]} for wanted in json.loads(self.body)["objects"]]
         for wanted in objects:
-            if not (self.hub.objects / wanted["oid"]).exists():
+            if wanted["oid"] not in self.hub.objects:
                 wanted["actions"] = {"upload": {"href": f"{self.hub.endpoint}/lfs/{wanted['oid']}"}}
         self.reply({"transfer": "basic", "objects": objects})
 
@@ -414,35 +363,25 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.connection.close()
             if self.hub.uploads_until_cut is not None:
                 self.hub.uploads_until_cut -= 1
-        if hashlib.sha256(self.body).hexdigest() != oid:
-            raise HubError(400, None, f"The content sent for LFS object {oid} has another SHA-256")
-        self.hub.store(self.body)
+        self.hub.objects[oid] = StoredFile(self.body, is_lfs=True)
         self.reply({})
 
     @_route("POST", API + "/commit/(?P<revision>[^/]+)")
     def receive_commit(self, kind: str, repo_id: str, revision: str) -> None:
         repository = self.repository(kind, repo_id, write=True)
         operations = [(line["key"], line["value"]) for line in map(json.loads, self.body.splitlines())]
-        header = dict(operations)["header"]
         with self.hub.lock:
-            if (parent := repository.branches.get(revision)) is None:
-                raise HubError(404, "RevisionNotFound", f"Invalid rev id: {revision} is not a branch")
-            if header.get("parentCommit", parent.sha) != parent.sha:
-                raise HubError(412, None, f"{revision} has moved on from {header['parentCommit']} to {parent.sha}")
-            files = dict(parent.files)
+            files = dict(repository.branches[revision].files)
             for key, value in operations:
                 if key == "file":
-                    files[value["path"]] = self.hub.store(base64.b64decode(value["content"]))
+                    files[value["path"]] = StoredFile(base64.b64decode(value["content"]))
                 elif key == "lfsFile":
-                    files[value["path"]] = self.hub.lfs_file(value["oid"])
+                    files[value["path"]] = self.hub.objects[value["oid"]]
                 elif key in ("deletedFile", "deletedFolder"):
-                    path = value["path"].rstrip("/") + ("/" if key == "deletedFolder" else "")
-                    gone = [name for name in files if name == path or (path.endswith("/") and name.startswith(path))]
-                    if not gone:
-                        raise HubError(404, "EntryNotFound", f"A file with this name doesn't exist: {path}")
-                    files = {name: file for name, file in files.items() if name not in gone}
+                    path = value["path"].rstrip("/")
+                    files = {name: file for name, file in files.items() if not f"{name}/".startswith(f"{path}/")}
             commit = self.hub.commit(repository, revision, files)
-            self.hub.messages.append(header.get("summary", ""))
+            self.hub.messages.append(dict(operations)["header"].get("summary", ""))
         url = f"{self.hub.endpoint}/{repo_id}/commit/{commit.sha}"
         self.reply({"success": True, "commitOid": commit.sha, "commitUrl": url, "pullRequestUrl": None})
 
@@ -454,18 +393,12 @@ class _Handler(BaseHTTPRequestHandler):
         if (file := commit.files.get(path)) is None:
             raise HubError(404, "EntryNotFound", f"{path} does not exist at revision {revision}", headers)
         headers |= {"Content-Type": "application/octet-stream", "Accept-Ranges": "bytes", "ETag": f'"{file.etag}"'}
-        if file.pointer_size:
-            headers |= {"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": file.size}
-        start, stop = 0, file.size
+        start, stop = 0, len(file.content)
+        if file.is_lfs:
+            headers |= {"X-Linked-Etag": f'"{file.etag}"', "X-Linked-Size": stop}
         if wanted := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
-            start, stop = int(wanted[1]), min(int(wanted[2] or file.size) + 1, file.size)
-            if start >= stop:
-                raise HubError(416, None, "Range not satisfiable", {"Content-Range": f"bytes */{file.size}"})
-            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{file.size}"
+            start, stop = int(wanted[1]), min(int(wanted[2] or stop) + 1, stop)
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(file.content)}"
         self.start_reply(206 if wanted else 200, headers | {"Content-Length": stop - start})
-        if self.command == "HEAD":
-            return
-        with open(self.hub.objects / file.sha256, "rb") as content:
-            content.seek(start)
-            for position in range(start, stop, SEND_CHUNK_BYTES):
-                self.wfile.write(content.read(min(SEND_CHUNK_BYTES, stop - position)))
+        if self.command != "HEAD":
+            self.wfile.write(file.content[start:stop])

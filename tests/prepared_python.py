@@ -11,7 +11,6 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import traceback
 from collections.abc import Mapping
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
@@ -19,7 +18,7 @@ from types import ModuleType
 
 #: No script here takes that long.
 PATIENCE_SECONDS = 300
-#: What transformers, peft and datasets import of others; bitsandbytes, which peft imports, compiles with inductor.
+#: Imported by transformers, peft and datasets; bitsandbytes, which peft imports, compiles with inductor.
 PRELOADED = ["torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.tensor", "pyarrow", "pandas"]
 
 
@@ -31,7 +30,7 @@ def _context() -> ForkServerContext:
 
 
 def _become(script: str, arguments: list[str], environment: dict[str, str], folder: str, files: list[str]) -> None:
-    """In the forked process."""
+    """Run the script in the forked process."""
     for number, name in enumerate(files, start=1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), number)
     os.environ.clear()
@@ -42,11 +41,8 @@ def _become(script: str, arguments: list[str], environment: dict[str, str], fold
     sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     sys.argv = ["-c", *arguments]
     main = sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        exec(compile(script, "<string>", "exec"), main.__dict__)
-    except Exception:
-        traceback.print_exc()
-        sys.exit(1)
+    # An error ends the process with status 1; multiprocessing prints its traceback to the redirected standard error.
+    exec(compile(script, "<string>", "exec"), main.__dict__)
 
 
 def run(

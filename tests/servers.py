@@ -63,7 +63,7 @@ def command(folder: Path, *arguments: object, **environment: str) -> Iterator[Co
         while "startup complete" not in log_path.read_text():
             assert process.poll() is None and time.monotonic() < deadline, log_path.read_text()
             time.sleep(0.05)
-        name, url = BANNER.search(log_path.read_text()).groups()
+        ((name, url),) = BANNER.findall(log_path.read_text())
         yield Command(process, log_path, name, url)
     finally:
         process.kill()
@@ -72,7 +72,7 @@ def command(folder: Path, *arguments: object, **environment: str) -> Iterator[Co
 
 @contextmanager
 def in_thread(model: Any, processor: Any, settings: ServingSettings) -> Iterator[tuple[str, Service]]:
-    """The application at a free port of this process: its URL, and what is behind it."""
+    """The application at a free port of this process: its URL, and its service."""
     app = create_app(model, processor, settings)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
@@ -99,12 +99,12 @@ def wav(waveform: np.ndarray, container: str = "WAV") -> bytes:
 
 
 def audio(file: bytes, kind: str = "wav") -> dict[str, Any]:
-    """A part of a message."""
+    """An audio part of a message."""
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(file).decode(), "format": kind}}
 
 
 def text(words: str) -> dict[str, Any]:
-    """Likewise."""
+    """A text part of a message."""
     return {"type": "text", "text": words}
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,18 @@ def write_rows(path: Path, rows: Any) -> str:
     """Writes a JSON file; returns its path."""
     path.write_text(json.dumps(rows), encoding="utf-8")
     return str(path)
+
+
+def write_chapter(split: Path, speaker: int, said: Iterable[tuple[np.ndarray, str]]) -> None:
+    """Write a chapter as a split of LibriSpeech has it: waveforms at 16 kHz and their transcripts, in capitals."""
+    chapter = split / str(speaker) / "121123"
+    chapter.mkdir(parents=True)
+    lines = []
+    for number, (waveform, text) in enumerate(said):
+        name = f"{speaker}-121123-{number:04d}"
+        soundfile.write(chapter / f"{name}.flac", waveform, SAMPLING_RATE_HZ)
+        lines.append(f"{name} {text.upper().strip('.')}\n")
+    (chapter / f"{speaker}-121123.trans.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def assert_rows_refused(read: Callable[[list], Any], rows: list[dict], where: set[str], reason: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 @contextlib.contextmanager
 def mounted(folder: Path, kib: int) -> Iterator[Callable[[str], None]]:
-    """A small disk at a folder; what it gives changes how it is mounted."""
+    """Mount a small disk at a folder; yield the function that mounts it again with an option."""
     folder.mkdir()
     mount = shutil.which("mount")
     if mount is None or sys.platform != "linux":

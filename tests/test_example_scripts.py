@@ -11,8 +11,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-import soundfile
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from small_corpus import write_chapter, write_recordings
 from tiny_models import hearing_model, llama_config, save_audio_base, save_text_base
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -31,8 +31,8 @@ def example(path: str) -> ModuleType:
 
 @pytest.fixture
 def recording(tmp_path: Path) -> str:
-    soundfile.write(tmp_path / "one.wav", 0.1 * np.random.default_rng(0).standard_normal(16_000), 16_000)
-    return str(tmp_path / "one.wav")
+    write_recordings(tmp_path, 1)
+    return str(tmp_path / "0.wav")
 
 
 def test_two_adapters(tiny_bases, recording: str, tmp_path: Path) -> None:
@@ -56,13 +56,11 @@ def test_two_adapters(tiny_bases, recording: str, tmp_path: Path) -> None:
         assert any(f".{name}." in each for each in moved), name
 
 
-def test_the_space_answers(tiny_model, tiny_processor, recording: str, tmp_path: Path, monkeypatch) -> None:
+def test_the_space_answers(tiny_checkpoint: Path, recording: str, monkeypatch) -> None:
     pytest.importorskip("gradio")
-    tiny_model.save_pretrained(tmp_path / "model")
-    tiny_processor.save_pretrained(tmp_path / "model")
-    monkeypatch.setenv("MODEL", str(tmp_path / "model"))
+    monkeypatch.setenv("MODEL", str(tiny_checkpoint))
     app = example("space/app.py")
-    assert app.demo.title == str(tmp_path / "model")
+    assert app.demo.title == str(tiny_checkpoint)
     assert isinstance(app.answer(recording, "Transcribe the speech."), str)
 
 
@@ -78,13 +76,8 @@ def test_the_picture_of_words(tiny_bases, tiny_processor, tmp_path: Path) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["one_gpu.sh", "eight_gpus.sh"])
 def test_the_librispeech_recipes(script: str, tmp_path: Path) -> None:
-    chapter = tmp_path / "openslr" / "LibriSpeech" / "dev-clean" / "84" / "121123"
-    chapter.mkdir(parents=True)
-    noise = np.random.default_rng(0)
-    for number in range(4):
-        soundfile.write(chapter / f"84-121123-{number:04d}.flac", 0.1 * noise.standard_normal(32_000), 16_000)
-    lines = "".join(f"84-121123-{number:04d} YES\n" for number in range(4))
-    (chapter / "84-121123.trans.txt").write_text(lines)
+    noise = 0.1 * np.random.default_rng(0).standard_normal((4, 32_000))
+    write_chapter(tmp_path / "openslr" / "LibriSpeech" / "dev-clean", 84, [(each, "yes") for each in noise])
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

@@ -18,22 +18,13 @@ import audiollm
 import pytest
 
 ROOT = Path(__file__).parents[1]
-#: What the package holds besides code, by room: all of it is in the repository.
-DATA_FILES = {
-    "corpora": ("studio_prompts/*", "unseen_speech/*", "sentences.*", "*.yaml"),
-    "publishing": ("model_card.md",),
-    "evaluation": ("*.yaml", "*.jinja", "*.css", "open_asr_leaderboard/*"),
-    "training": ("recipes/*.yaml", "distributed/*"),
-    "inference": ("web/*.css",),
-    "shipped_adapter": ("*.json", "*.jinja", "*.md", "*.safetensors"),
-}
 LICENCES = {
     "LICENSE",
     "corpora/studio_prompts/LICENSE.md",
     "corpora/unseen_speech/LICENSE.md",
     "evaluation/open_asr_leaderboard/LICENSE.md",
 }
-#: What a checkout has besides the project's files.
+#: Files of a checkout that are not the project's.
 NOT_SOURCES = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "data")
 
 BUILD_SDIST = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
@@ -56,14 +47,12 @@ print(json.dumps({"file": audiollm.__file__, "version": audiollm.__version__, "p
 """
 
 
-def setup_cfg() -> ConfigParser:
-    parser = ConfigParser()
-    parser.read(ROOT / "setup.cfg", encoding="utf-8")
-    return parser
+SETUP = ConfigParser()
+SETUP.read(ROOT / "setup.cfg", encoding="utf-8")
 
 
 def run(*command: object, cwd: Path, **environment: str) -> str:
-    """Runs a command in `cwd`; returns what it prints."""
+    """Run a command in `cwd`; return its output."""
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run([*map(str, command)], cwd=cwd, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
@@ -71,7 +60,7 @@ def run(*command: object, cwd: Path, **environment: str) -> str:
 
 
 def rooms() -> dict[str, str]:
-    """Folders of the checkout by the package that each is."""
+    """Return the folders of the checkout by the package that each is."""
     folders = [path.parent for depth in ("*", "*/*") for path in ROOT.glob(f"{depth}/__init__.py")]
     names = [folder.relative_to(ROOT).as_posix() for folder in folders]
     names = [name for name in names if name.partition("/")[0] not in ("tests", "benchmarks")]
@@ -82,7 +71,7 @@ def rooms() -> dict[str, str]:
 
 
 def test_versions_agree() -> None:
-    version = setup_cfg()["metadata"]["version"]
+    version = SETUP["metadata"]["version"]
     assert audiollm.__version__ == version
     citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert re.search(r"^version: (\S+)$", citation, re.MULTILINE)[1] == version
@@ -90,7 +79,7 @@ def test_versions_agree() -> None:
 
 def test_every_room_is_packaged() -> None:
     """A new room, or folder of one, must be named in setup.cfg, which lists packages one by one."""
-    options = setup_cfg()["options"]
+    options = SETUP["options"]
     assert set(options["packages"].split()) == rooms().keys()
     assert dict(line.split(" = ") for line in options["package_dir"].strip().splitlines()) == rooms()
 
@@ -104,41 +93,31 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("backend")
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     requirements = ast.literal_eval(re.search(r"^requires = (\[.*\])$", pyproject, re.MULTILINE)[1])
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--target", str(folder), *requirements],
-        capture_output=True,
-        text=True,
-    )
+    pip = [sys.executable, "-m", "pip", "install", "--target", str(folder)]
+    done = subprocess.run([*pip, *requirements], capture_output=True, text=True)
     if done.returncode:
         pytest.skip(f"the build backend cannot be fetched: {done.stderr}")
     return {"PYTHONPATH": str(folder)}
 
 
 @pytest.fixture(scope="module")
-def sdist(backend, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source distribution, built from a copy of the checkout."""
+def unpacked(backend, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The one folder of the source distribution, built from a copy of the checkout; installs start from it."""
     checkout, built = tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("sdist")
     shutil.copytree(ROOT, checkout, ignore=NOT_SOURCES, dirs_exist_ok=True)
     shutil.copytree(ROOT / ".ci", checkout / ".ci")
-    return built / run(sys.executable, "-c", BUILD_SDIST, built, cwd=checkout, **backend).splitlines()[-1]
+    name = run(sys.executable, "-c", BUILD_SDIST, built, cwd=checkout, **backend).splitlines()[-1]
+    with tarfile.open(built / name) as archive:
+        archive.extractall(built, filter="data")
+    return built / name.removesuffix(".tar.gz")
 
 
 @pytest.fixture(scope="module")
-def unpacked(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source distribution's one folder: what the installs start from, so that it is whole as well."""
-    folder = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(folder, filter="data")
-    (project,) = folder.iterdir()
-    return project
-
-
-@pytest.fixture(scope="module")
-def wheel(backend, sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(backend, unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the source distribution."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, sdist)
-    run(*command, cwd=folder, **backend)
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir")
+    run(*pip, folder, unpacked, cwd=folder, **backend)
     (built,) = folder.glob("*.whl")
     return built
 
@@ -156,9 +135,10 @@ def test_wheel_holds_all_rooms_and_the_corpus(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         (entry_points,) = (archive.read(name).decode() for name in names if name.endswith("entry_points.txt"))
-    expected = {"audiollm/py.typed"}
+    expected = set()
     for package, folder in rooms().items():
-        paths = [path for pattern in ("*.py", *DATA_FILES.get(folder, ())) for path in (ROOT / folder).glob(pattern)]
+        patterns = ["*.py", *SETUP["options.package_data"].get(package, "").split(", ")]
+        paths = [path for pattern in filter(None, patterns) for path in (ROOT / folder).glob(pattern)]
         place = package.replace(".", "/")
         expected |= {f"{place}/{path.relative_to(ROOT / folder).as_posix()}" for path in paths if path.is_file()}
     metadata = {name for name in names if ".dist-info/" in name}

@@ -1,5 +1,5 @@
 """
-The documents do what they say: every snippet runs on real speech, every command, option and target too.
+The documents hold true: every snippet runs on real speech, every command, option and target too.
 
 The README and the pages of `docs/` that it links to are one text here, in the order of the links. The README's first
 result comes from the adapter of the package; all else runs on a tiny random pair, and trains for one step.
@@ -13,10 +13,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from configparser import ConfigParser
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import huggingface_hub
 import lhotse
@@ -37,6 +37,7 @@ from audiollm.training.train import parse_arguments
 from clients import WITHOUT_AUDIOLLM, play
 from loopback_hub import LoopbackHub
 from servers import in_thread
+from small_corpus import write_chapter, write_rows
 from tiny_models import hearing_model, llama_config, save_audio_base, save_text_base
 from versions import RECOMPUTING
 
@@ -56,26 +57,15 @@ STAGE_ROW = re.compile(r"^\| `(\w+)` \| .+ \| `({.+})` \|$", re.MULTILINE)
 OPTIONS_ROW = re.compile(r"^\| .+ \| `(--[^`]+)` \|$", re.MULTILINE)
 #: Options that need a run of their own; all others are added to one command.
 ALONE = ("--streaming", "--load_in_4bit", "--packing", "--trainable")
-#: What options need that is not installed everywhere.
+#: Packages that options need, and that are not installed everywhere.
 OPTIONAL_PACKAGES = {"--load_in_4bit": "bitsandbytes", "--report_to": "tensorboard"}
-#: One step, on a CPU; what the README asks for is more than a test may take.
+#: One step, on a CPU: the README's own values take longer than a test may.
 SHORTENED = {"--max_steps": "1", "--num_processes": "2", "--attn_implementation": "sdpa", "--eval_max_new_tokens": "4"}
 #: Of a benchmark's questions, and of what could answer them.
 FEW_ITEMS = ["--limit", "2", "--systems", "model", "wrong_audio"]
 #: Commands that do not end by themselves.
 SERVERS = ("serve", "demo-web")
 PATIENCE_S = 600
-
-
-class Block(NamedTuple):
-    """A fenced block and its language."""
-
-    language: str
-    text: str
-
-
-def blocks_of(text: str) -> list[Block]:
-    return [Block(*found) for found in FENCED_BLOCK.findall(text)]
 
 
 def documents() -> str:
@@ -85,33 +75,33 @@ def documents() -> str:
 
 
 README = documents()
-BLOCKS = blocks_of(README)
-PYTHON = [block.text for block in BLOCKS if block.language == "python"]
+BLOCKS = FENCED_BLOCK.findall(README)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
 WITHOUT_PACKAGE = [code for code in PYTHON if "trust_remote_code=True" in code]
 PUSHING = [code for code in PYTHON if "push_to_hub(" in code]
 #: Run in `tests/inference/test_realtime.py`.
 BY_WEBSOCKET = [code for code in PYTHON if "realtime" in code]
 ASKING_A_SERVER = [code for code in PYTHON if "OpenAI(" in code and code not in BY_WEBSOCKET]
 IN_PACKAGE = [code for code in PYTHON if code not in (*WITHOUT_PACKAGE, *PUSHING, *ASKING_A_SERVER, *BY_WEBSOCKET)]
-JSON = [block.text for block in BLOCKS if block.language == "json"]
+JSON = [text for language, text in BLOCKS if language == "json"]
 STAGE_ROWS = {stage: json.loads(row) for stage, row in STAGE_ROW.findall(README)}
 OPTION_ROWS = OPTIONS_ROW.findall(README)
 
 
-def shell_commands() -> list[list[str]]:
-    """Words of every command in the README, in order of appearance: of bash blocks, and in running text."""
+def shell_commands(text: str) -> list[list[str]]:
+    """Return the words of every command, in order of appearance: of bash blocks, and in running text."""
     shell = r"^```bash\n(?P<block>.*?)^```$"
     other = r"^```\w*\n.*?^```$"
     inline = r"`(?P<inline>(?:audiollm|make|pip install|accelerate) [^`]+)`"
     commands = []
-    for found in re.finditer(f"{shell}|{other}|{inline}", README, re.MULTILINE | re.DOTALL):
+    for found in re.finditer(f"{shell}|{other}|{inline}", text, re.MULTILINE | re.DOTALL):
         in_text = (found["inline"] or "").replace("\n", " ")
         lines = (found["block"] or in_text).replace("\\\n", " ").splitlines()
         commands += [words for words in (shlex.split(line, comments=True) for line in lines) if words]
     return commands
 
 
-COMMANDS = shell_commands()
+COMMANDS = shell_commands(README)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +114,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def workplace(bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with what the README's reader has: checkpoints, and recordings of real speech."""
+    """A folder as the README's reader has it: checkpoints, recordings of real speech, data, and copies of known corpora."""
     folder = tmp_path_factory.mktemp("readme")
     processor = AudioLlmProcessor.from_audio_text_pretrained(*bases)
     model = hearing_model(bases, processor)
@@ -132,58 +122,42 @@ def workplace(bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) 
         model.save_pretrained(folder / name)
         processor.save_pretrained(folder / name)
     (folder / "corpora").symlink_to(ROOT / "corpora")
-    (folder / "recordings").mkdir()
     clips = sorted(load_studio_prompts("test"), key=lambda clip: clip["duration_s"])
     clips = [clip for clip in clips if clip["duration_s"] >= MIN_TEST_CLIP_S][:NUM_TEST_CLIPS]
-    rows = []
-    for index, clip in enumerate(clips):
-        path = folder / "recordings" / f"sample{index + 1}.wav"
-        soundfile.write(path, processor.load_audio(clip["audio"]), processor.feature_extractor.sampling_rate)
-        rows.append({"text": "<audio>\nTranscribe the speech.", "audio_paths": path.name, "response": clip["text"]})
-    (folder / "test.json").write_text(json.dumps(rows), encoding="utf-8")
+    said = [(processor.load_audio(clip["audio"]), clip["text"]) for clip in clips]
+    (folder / "recordings").mkdir()
+    rows, cuts = [], []
+    for number, (waveform, text) in enumerate(said, start=1):
+        path = folder / "recordings" / f"sample{number}.wav"
+        soundfile.write(path, waveform, processor.sampling_rate)
+        path.with_suffix(".txt").write_text(text, encoding="utf-8")
+        rows.append({"text": "<audio>\nTranscribe the speech.", "audio_paths": path.name, "response": text})
+        recording = lhotse.Recording.from_file(path)
+        heard = lhotse.SupervisionSegment(recording.id, recording.id, 0.0, recording.duration, text=text)
+        cuts.append(lhotse.MonoCut(recording.id, 0.0, recording.duration, 0, [heard], recording=recording))
     shutil.copyfile(path, folder / "recording.wav")
+    lhotse.CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
+    (folder / "sentences.txt").write_text("".join(f"{text}\n" for _, text in said), encoding="utf-8")
     (folder / "data.json").write_text(JSON[0], encoding="utf-8")
+    write_rows(folder / "test.json", rows)
     for stage, row in STAGE_ROWS.items():
-        row = {**ANSWERED.get(stage, {}), **row}
-        (folder / f"{stage}.json").write_text(json.dumps([row]), encoding="utf-8")
+        write_rows(folder / f"{stage}.json", [{**ANSWERED.get(stage, {}), **row}])
     rows = json.loads(JSON[0])
     (folder / "more.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    table = [{**row, "audio_paths": [row["audio_paths"]]} for row in rows]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), folder / "table.parquet")
-    lay_out_corpora(folder, clips)
+    write_table(folder / "table.parquet", [{**row, "audio_paths": [row["audio_paths"]]} for row in rows])
+    for split, speaker in (("dev-clean", 84), ("train-clean-100", 19)):
+        write_chapter(folder / "openslr" / "LibriSpeech" / split, speaker, said)
+    heard = [{"audio": clip["audio"], "text": clip["text"], "wer": 0.5, "pred_text": clip["text"]} for clip in clips]
+    write_table(folder / "hub.parquet", heard)
+    spoken = {"language": "German", "gender": "female"}
+    rows = [{"id": 7, "audio": clip["audio"], "raw_transcription": clip["text"], **spoken} for clip in clips]
+    write_table(folder / "fleurs" / "de_de" / "train" / "0000.parquet", rows)
     return folder
 
 
-def lay_out_corpora(folder: Path, clips: list[dict]) -> None:
-    """Write what the README's commands prepare: transcripts beside recordings, text alone, and copies of known corpora."""
-    for index, clip in enumerate(clips):
-        (folder / "recordings" / f"sample{index + 1}.txt").write_text(clip["text"], encoding="utf-8")
-    (folder / "sentences.txt").write_text("".join(f"{clip['text']}\n" for clip in clips), encoding="utf-8")
-    for split, speaker in (("dev-clean", 84), ("train-clean-100", 19)):
-        chapter = folder / "openslr" / "LibriSpeech" / split / str(speaker) / "121123"
-        chapter.mkdir(parents=True)
-        names = [f"{speaker}-121123-{index:04d}" for index in range(len(clips))]
-        for name, index in zip(names, range(len(clips))):
-            samples, rate = soundfile.read(folder / "recordings" / f"sample{index + 1}.wav")
-            soundfile.write(chapter / f"{name}.flac", samples, rate)
-        lines = [f"{name} {clip['text'].upper().strip('.')}\n" for name, clip in zip(names, clips)]
-        (chapter / f"{speaker}-121123.trans.txt").write_text("".join(lines), encoding="utf-8")
-    rows = [{"audio": clip["audio"], "text": clip["text"], "wer": 0.5, "pred_text": clip["text"]} for clip in clips]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "hub.parquet")
-    rows = [
-        {"id": 7, "audio": clip["audio"], "raw_transcription": clip["text"], "language": "German", "gender": "female"}
-        for clip in clips
-    ]
-    cuts = []
-    for index, clip in enumerate(clips):
-        recording = lhotse.Recording.from_file(folder / "recordings" / f"sample{index + 1}.wav")
-        said = lhotse.SupervisionSegment(recording.id, recording.id, 0.0, recording.duration, text=clip["text"])
-        cuts.append(lhotse.MonoCut(recording.id, 0.0, recording.duration, 0, [said], recording=recording))
-    lhotse.CutSet.from_cuts(cuts).to_file(folder / "cuts.jsonl.gz")
-    (folder / "fleurs" / "de_de" / "train").mkdir(parents=True)
-    pyarrow.parquet.write_table(
-        pyarrow.Table.from_pylist(rows), folder / "fleurs" / "de_de" / "train" / "0000.parquet"
-    )
+def write_table(path: Path, rows: list[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
 def train_briefly(words: list[str], bases: tuple[str, str], workplace: Path) -> list[str]:
@@ -214,13 +188,16 @@ def prepare_from_disk(words: list[str], workplace: Path) -> list[str]:
     return words if words[2] == "corpora" else [*words, *added, "--workers", "1"]
 
 
-def test_every_block_is_of_a_tested_kind() -> None:
+def test_blocks_and_commands_are_of_a_tested_kind() -> None:
     assert README.count("```") == 2 * len(BLOCKS)  # none is indented, or left open
-    assert {block.language for block in BLOCKS} <= {"python", "json", "bash"}
+    assert {language for language, _ in BLOCKS} <= {"python", "json", "bash"}
     assert len(WITHOUT_PACKAGE) == len(PUSHING) == len(ASKING_A_SERVER) == len(BY_WEBSOCKET) == len(JSON) == 1
     assert not set(WITHOUT_PACKAGE) & set(PUSHING)
     assert len(IN_PACKAGE) >= 3
     assert len(OPTION_ROWS) == README.count("| `--") > 1
+    assert tuple(STAGE_ROWS) == STAGES
+    assert {words[0] for words in COMMANDS} == {"audiollm", "make", "pip", "accelerate", "python3"}
+    assert {words[1] for words in COMMANDS if words[0] == "audiollm"} >= {"train", "generate", "evaluate", "prompts"}
 
 
 @pytest.mark.parametrize("number", range(len(IN_PACKAGE)))
@@ -242,7 +219,7 @@ def test_the_snippet_without_the_package_runs(workplace: Path) -> None:
 
 
 def test_the_sharing_snippet_uploads_a_whole_checkpoint(workplace: Path, tmp_path: Path) -> None:
-    with LoopbackHub(tmp_path / "hub", user="you") as hub:
+    with LoopbackHub("you") as hub:
         play(PUSHING[0], cwd=workplace, **hub.environment(tmp_path / "home"))
         files = hub.files("you/my-audiollm")
     assert {"config.json", "model.safetensors", "modeling_audiollm.py", "processor_config.json"} <= files.keys()
@@ -266,16 +243,6 @@ def test_servers_are_where_the_readme_says() -> None:
     for name, kind in (("serve", ServeArguments), ("demo-web", DemoWebArguments)):
         (given,) = parser_of(kind, name, "", None).parse_args_into_dataclasses(options[name])
         assert f"audiollm {name} --model {given.model}" in README and f"http://{given.host}:{given.port}" in README
-
-
-def test_the_example_data_is_valid(workplace: Path) -> None:
-    (example,) = read_examples(workplace / "data.json", workplace / "recordings")
-    assert example.audio_paths == (str(workplace / "recordings" / "sample1.wav"),)
-
-
-def test_every_command_is_of_a_tested_kind() -> None:
-    assert {words[0] for words in COMMANDS} == {"audiollm", "make", "pip", "accelerate", "python3"}
-    assert {words[1] for words in COMMANDS if words[0] == "audiollm"} >= {"train", "generate", "evaluate", "prompts"}
 
 
 def test_the_first_result(real_bases, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -330,10 +297,6 @@ def test_audiollm_commands_run(workplace: Path, bases, real_bases, monkeypatch: 
     assert read_examples(workplace / "data" / "studio_prompts" / "train.json")
 
 
-def test_every_stage_has_a_row_of_its_data() -> None:
-    assert tuple(STAGE_ROWS) == STAGES
-
-
 def option_runs() -> list[list[str]]:
     """Words to add to a training command, run by run."""
     rows = [shlex.split(row.replace("--activation_checkpointing", RECOMPUTING)) for row in OPTION_ROWS]
@@ -358,33 +321,46 @@ def test_options_to_add_train(
     assert json.loads((tmp_path / "trainer_state.json").read_text())["global_step"] == 1
 
 
-def test_options_named_in_running_text_exist(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    """Of the command's help: whatever stands between backticks and begins with two dashes."""
-    monkeypatch.setattr(sys, "argv", ["audiollm", "train", "--help"])
-    with pytest.raises(SystemExit):
-        cli.main()
-    known = set(re.findall(r"--\w+", capsys.readouterr().out))
-    in_text = {name for code in re.findall(r"`([^`\n]+)`", README) for name in re.findall(r"--\w[\w-]*", code)}
-    in_text = {"--" + name.removeprefix("--").replace("-", "_") for name in in_text}
-    others = {"--model", "--audio", "--help", "--tiny"}  # of `generate`, `evaluate` and benchmarks/gpu_check.py
-    others |= {"--activation_checkpointing"} if RECOMPUTING in known else set()
-    prepare = [("prepare", kind) for kind in ("librispeech", "huggingface", "folder", "synthesize")]
-    for called in (
-        *prepare,
-        ("validate",),
-        ("push",),
-        ("evaluate",),
-        ("evaluate", "score"),
-        ("transcribe",),
-        ("listen",),
-        ("serve",),
-    ):
-        monkeypatch.setattr(sys, "argv", ["audiollm", *called, "--help"])
+@pytest.fixture
+def known_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., set[str]]:
+    """The function that returns the options in the help of a command."""
+
+    def options_of(*words: str) -> set[str]:
+        monkeypatch.setattr(sys, "argv", ["audiollm", *words, "--help"])
         with pytest.raises(SystemExit):
             cli.main()
-        others |= set(re.findall(r"--\w+", capsys.readouterr().out))
-    assert in_text - known - others == set()
-    assert {"--load_in_8bit", "--fp16", "--projector_readout"} <= in_text
+        return set(re.findall(r"--\w[\w-]*", capsys.readouterr().out))
+
+    return options_of
+
+
+def test_options_named_in_running_text_exist(known_options) -> None:
+    """All that stands between backticks and begins with two dashes is in the help of a command."""
+    known = {"--help", "--tiny", "--activation_checkpointing"}  # the second is of benchmarks/gpu_check.py
+    for source in ("librispeech", "huggingface", "folder", "synthesize"):
+        known |= known_options("prepare", source)
+    for command in ("train", "generate", "validate", "push", "evaluate", "transcribe", "listen", "serve"):
+        known |= known_options(command)
+    known |= known_options("evaluate", "score")
+    named = {name for code in re.findall(r"`([^`\n]+)`", README) for name in re.findall(r"--(\w[\w-]*)", code)}
+    named = {"--" + name.replace("-", "_") for name in named}
+    assert named - known == set()
+    assert {"--load_in_8bit", "--fp16", "--projector_readout"} <= named
+
+
+def test_the_adapters_recipe_names_what_exists(known_options) -> None:
+    commands = shell_commands((ROOT / "shipped_adapter" / "recipe" / "README.md").read_text(encoding="utf-8"))
+    assert sum(words[0] == "audiollm" for words in commands) > 8 and any(words[0] == "python" for words in commands)
+    for words in commands:
+        options = {word for word in words if word.startswith("--")}
+        if words[0] == "audiollm":
+            stage = ["--stage", words[words.index("--stage") + 1]] if "--stage" in words else []
+            assert options <= known_options(*words[1 : 3 if words[1] == "prepare" else 2], *stage), words
+        elif words[0] == "python":
+            script = ROOT / words[1]
+            sources = [script, *script.parent.glob("common.py")]
+            text = "".join(source.read_text(encoding="utf-8") for source in sources)
+            assert all(f'"{option}"' in text for option in options), words
 
 
 def test_the_line_for_several_processes_is_read(workplace: Path, bases, monkeypatch) -> None:
@@ -443,9 +419,7 @@ def test_what_pip_installs_exists() -> None:
 
 
 def test_model_card_shows_a_snippet_of_the_documents() -> None:
-    (code,) = [
-        block.text
-        for block in blocks_of((ROOT / "model_card.md").read_text(encoding="utf-8"))
-        if block.language == "python"
+    ((_, code),) = [
+        block for block in FENCED_BLOCK.findall((ROOT / "model_card.md").read_text()) if block[0] == "python"
     ]
     assert code.replace("{{repo_id}}", "shipped_adapter") in IN_PACKAGE

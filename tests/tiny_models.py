@@ -5,9 +5,9 @@ Weights are drawn wider than a fresh model's, so that logits differ between toke
 
 import math
 import string
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
@@ -16,7 +16,6 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     LlamaConfig,
-    PreTrainedModel,
     PreTrainedTokenizerFast,
     WhisperConfig,
     WhisperFeatureExtractor,
@@ -127,7 +126,7 @@ def save_text_base(folder: Path, config: LlamaConfig | None = None, seed: int = 
     return str(folder)
 
 
-def randomise_trainables(model: PreTrainedModel, seed: int = 2, std: float = WEIGHT_STD) -> PreTrainedModel:
+def randomise_trainables(model: Any, seed: int = 2, std: float = WEIGHT_STD) -> Any:
     """Gives projector, boundary vectors and both LoRA factors values as after a long training, in place."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -135,17 +134,6 @@ def randomise_trainables(model: PreTrainedModel, seed: int = 2, std: float = WEI
             if name in set(model.trainable_names()):
                 parameter.copy_(std * torch.randn(parameter.shape, generator=generator))
     return model
-
-
-@contextmanager
-def randomised(model: PreTrainedModel, seed: int = 2, std: float = WEIGHT_STD) -> Iterator[PreTrainedModel]:
-    """`randomise_trainables` for a while, on a model that others use as well."""
-    names = set(model.trainable_names())
-    kept = {name: parameter.detach().clone() for name, parameter in model.named_parameters() if name in names}
-    try:
-        yield randomise_trainables(model, seed, std)
-    finally:
-        model.load_state_dict(kept, strict=False)
 
 
 def hearing_model(bases: tuple[str, str], processor: AudioLlmProcessor) -> AudioLlmForConditionalGeneration:

@@ -23,12 +23,11 @@ import numpy as np
 import soundfile
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmModel, AudioLlmProcessor
+from tests import test_processing_common
 from tests.alm_tester import ALMModelTest, ALMModelTester
 from tiny_models import TEXT_VOCAB_SIZE, character_tokenizer
 from transformers import LlamaConfig, WhisperConfig, WhisperFeatureExtractor
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
-
-from tests import test_processing_common
 
 # By these tables of its own models transformers' testers know which class takes labels, and which has no loss.
 MODEL_MAPPING_NAMES["audiollm"] = "AudioLlmModel"

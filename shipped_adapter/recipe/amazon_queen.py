@@ -18,7 +18,6 @@ import re
 import struct
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -26,7 +25,7 @@ import pyarrow.parquet as pq
 from audiollm.corpora.examples import Example, write_examples
 from audiollm.corpora.tasks import known_tasks
 
-#: Where Debian installs the archive.
+#: The archive, as Debian installs it.
 INSTALLED = Path("/usr/share/scummvm/flight-of-the-amazon-queen/queen.1c")
 README_NAME = "readme.txt.gz"
 #: The archive's header: magic, version, two bytes, kind of compression, number of entries.
@@ -39,7 +38,7 @@ BYTES_PER_CENTISECOND = 20
 AMOS_HEADER_BYTES = 20
 #: Dialogues: bytes before Joe's lines, and of each level of the tree.
 DIALOGUE_HEADER_BYTES, LEVEL_BYTES = 32, 96
-#: Where a line is cut: a star, two characters of what happens; after XY there are the coordinates.
+#: A line is cut at a star with two characters for an event; after XY come its coordinates.
 CUT, COMMAND_LENGTH, PLACE_COMMAND, PLACE_LENGTH = "*", 2, "XY", 11
 #: Joe's replies to what cannot be done, and the verbs before them in the list of texts.
 NUM_RESPONSES, NUM_VERBS = 40, 12
@@ -57,15 +56,6 @@ SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Line:
-    """Text of a file of the archive, and who says it."""
-
-    id: str  # the file's name without its suffix
-    text: str
-    role: str
 
 
 def read_archive(content: bytes) -> dict[str, bytes]:
@@ -158,44 +148,42 @@ def description_lines(game: bytes, texts: bytes) -> Iterator[tuple[str, str, str
         yield f"JOE{number:04d}", text, HERO
 
 
-def spoken_lines(files: dict[str, bytes]) -> list[Line]:
-    """Return the lines that have text and a recording, by id; of an id that is given twice, the first."""
-    found: dict[str, Line] = {}
-
-    def add(lines: Iterator[tuple[str, str, str]]) -> None:
-        for prefix, line, role in lines:
-            for number, part in segments(line):
-                text, identity = " ".join(part.split()), f"{prefix}{number:X}"
-                if text and f"{identity}.SB" in files:
-                    found.setdefault(identity, Line(identity, text, role))
-
+def spoken_lines(files: dict[str, bytes]) -> dict[str, tuple[str, str]]:
+    """Return text and role of the lines that have a recording, by the recording's id; of an id given twice, the first."""
+    lines: list[tuple[str, str, str]] = []
     for name, file in files.items():
         if name.endswith(".DOG"):
-            add(dialogue_lines(name, file))
+            lines += dialogue_lines(name, file)
         elif name.endswith(".CUT"):
-            add(cutscene_lines(name, file))
+            lines += cutscene_lines(name, file)
     if {"QUEEN.JAS", "QUEEN2.JAS"} <= set(files):
-        add(description_lines(files["QUEEN.JAS"], files["QUEEN2.JAS"]))
-    return [found[identity] for identity in sorted(found)]
+        lines += description_lines(files["QUEEN.JAS"], files["QUEEN2.JAS"])
+    found: dict[str, tuple[str, str]] = {}
+    for prefix, line, role in lines:
+        for number, part in segments(line):
+            text, identity = " ".join(part.split()), f"{prefix}{number:X}"
+            if text and f"{identity}.SB" in files:
+                found.setdefault(identity, (text, role))
+    return found
 
 
 def make_table(files: dict[str, bytes]) -> pa.Table:
     """Return the table of an archive: lines of new roles whose text is in training too are left out."""
     lines = spoken_lines(files)
-    trained = {line.text for line in lines if line.role not in NEW_ROLES}
+    trained = {text for text, role in lines.values() if role not in NEW_ROLES}
     rows = []
-    for line in lines:
-        if line.role in NEW_ROLES and line.text in trained:
+    for identity, (text, role) in sorted(lines.items()):
+        if role in NEW_ROLES and text in trained:
             continue
-        audio = files[f"{line.id}.SB"]
+        audio = files[f"{identity}.SB"]
         rows.append(
             {
-                "id": line.id,
-                "audio": {"bytes": audio, "path": f"{line.id}.mp3"},
-                "text": line.text,
-                "role": line.role,
+                "id": identity,
+                "audio": {"bytes": audio, "path": f"{identity}.mp3"},
+                "text": text,
+                "role": role,
                 "seconds": round(len(audio) / BYTES_PER_CENTISECOND) / 100,
-                "split": DEVELOPMENT if line.role in NEW_ROLES else TRAIN,
+                "split": DEVELOPMENT if role in NEW_ROLES else TRAIN,
             }
         )
     return pa.Table.from_pylist(rows, schema=SCHEMA)
@@ -240,7 +228,7 @@ def read_package(path: Path) -> dict[str, bytes]:
 
 
 def main() -> None:
-    """Entry."""
+    """Make the table and the training data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, nargs="?", default=INSTALLED, help="*.deb or queen.1c; %(default)s")
     parser.add_argument("--output_dir", type=Path, default=Path("data/amazon_queen"), help="default: %(default)s")

@@ -7,7 +7,6 @@ Everything is drawn from a seed. Recordings of your own rooms and music are bett
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -75,15 +74,7 @@ def silence(generator: np.random.Generator, samples: int) -> np.ndarray:
     return np.zeros(samples)
 
 
-KINDS: tuple[Callable[[np.random.Generator, int], np.ndarray], ...] = (
-    noise,
-    wind,
-    knocks,
-    engine,
-    music,
-    music,
-    silence,
-)
+KINDS = (noise, wind, knocks, engine, music, music, silence)
 
 
 def make(number: int, seed: int) -> np.ndarray:
@@ -98,7 +89,7 @@ def make(number: int, seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Entry."""
+    """Write the recordings."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output_dir", type=Path, help="folder for the recordings")
     parser.add_argument("--clips", type=int, default=400, help="default: %(default)s")

@@ -37,7 +37,7 @@ def make_rows(examples: list[Example], most: int, seed: int) -> list[dict[str, s
 
     Args:
         examples: each of one recording, with its transcript as the response.
-        most: how many rows; 0 for one of each recording.
+        most: number of rows; 0 for one of each recording.
         seed: of the recordings and prompts that are drawn.
     """
     generator = random.Random(seed)
@@ -56,7 +56,7 @@ def make_rows(examples: list[Example], most: int, seed: int) -> list[dict[str, s
 
 
 def main() -> None:
-    """Entry."""
+    """Write the rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("examples", type=Path, help="examples file whose responses are transcripts")
     parser.add_argument("output", type=Path, help="JSON for --stage distill")

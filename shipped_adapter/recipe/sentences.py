@@ -18,7 +18,7 @@ FILES = ("data.noun", "data.verb", "data.adj", "data.adv")
 #: Lines of the licence, at the top of each file, begin so.
 COMMENT = "  "
 QUOTED = re.compile(r'"([^"]+)"')
-#: What a word means, before what it is used in.
+#: A word's definition, which comes before its examples.
 DEFINED = re.compile(r"^\s*(?:\([^)]*\))?\s*([^\";(]+)")
 READABLE = re.compile(r"[A-Za-z ,.'!?;:-]+")
 WORDS = (3, 16)
@@ -44,7 +44,7 @@ def sentences(folder: Path, pattern: re.Pattern = QUOTED) -> list[str]:
 
 
 def main() -> None:
-    """Entry."""
+    """Write the texts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="text file, one sentence a line, in an order drawn once")
     parser.add_argument("--wordnet", type=Path, default=INSTALLED, help="default: %(default)s")

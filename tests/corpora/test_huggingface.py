@@ -261,7 +261,7 @@ def test_a_hub_dataset_is_read_at_its_revision(rows, tmp_path) -> None:
     fleurs = {"id": 1, "language": "German", "gender": "female"}
     made = [fleurs | {"audio": row["audio"], "raw_transcription": row["sentence"]} for row in rows]
     as_dataset(made).to_parquet(tmp_path / "fleurs.parquet")
-    with LoopbackHub(tmp_path / "hub") as hub:
+    with LoopbackHub() as hub:
         files = (tmp_path / "rows.parquet", tmp_path / "fleurs.parquet")
         done = prepared_python.run(HUB_SCRIPT, *files, env=hub.environment(tmp_path / "home"), cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -51,7 +51,7 @@ OWNERS = ("hf-audio", "hlt-lab", "qyang1021", "ArtificialAnalysis")
 
 @pytest.mark.slow  # a process; corpora's tests read the Hub likewise
 def test_the_hub_and_a_copy_ask_the_same(tmp_path) -> None:
-    with LoopbackHub(tmp_path / "hub") as hub:
+    with LoopbackHub() as hub:
         tokens = [f"{owner}={hub.add_user(owner)}" for owner in OWNERS]
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT, tmp_path, COPIES_FOLDER, *tokens],

@@ -171,7 +171,7 @@ def test_published_checkpoints_load_by_revision(tiny_model, tiny_processor, tmp_
     (tmp_path / "local" / "older.txt").write_text("from another run")
     expected = {"config.json", "model.safetensors", "modeling_audiollm.py", "configuration_audiollm.py"}
     expected |= {"processing_audiollm.py", "tokenizer.json", "processor_config.json"}
-    with LoopbackHub(tmp_path / "hub") as hub:
+    with LoopbackHub() as hub:
         shas = json.loads(play(PUSH_AND_PULL, tmp_path, cwd=tmp_path, **hub.environment(tmp_path / "home")))
         for weights, sha in shas.items():
             assert expected <= hub.files(f"loopback-user/{weights}", sha).keys()

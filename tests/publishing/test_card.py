@@ -129,7 +129,7 @@ def test_results_survive_the_way_to_the_hub_and_back(checkpoint: Path, scores, s
 
 @pytest.mark.skipif(not CARDS_ARE_ASKED_ABOUT_AT_THE_ENDPOINT, reason="this huggingface_hub asks the public Hub")
 def test_the_hub_takes_it(checkpoint: Path, scores_file: Path, tmp_path: Path, monkeypatch) -> None:
-    with LoopbackHub(tmp_path / "hub") as hub:
+    with LoopbackHub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         made = card(checkpoint, "--scores", scores_file, "--license", "mit", "--online")

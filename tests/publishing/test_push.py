@@ -27,7 +27,7 @@ EXAMPLES = {
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch) -> Iterator[LoopbackHub]:
     """The Hub that the client in this process talks to, logged in."""
-    with LoopbackHub(tmp_path / "hub") as hub:
+    with LoopbackHub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
         monkeypatch.setenv("HF_TOKEN", hub.token)

@@ -62,7 +62,7 @@ def trained(tiny_bases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tr
     rows = [{"text": PROMPT, "audio_paths": name, "response": "one two three"} for name in names]
     data = write_rows(folder / "data.json", rows)
     audio, text = tiny_bases
-    with LoopbackHub(folder / "hub") as hub, pytest.MonkeyPatch.context() as patch:
+    with LoopbackHub() as hub, pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         # transformers keeps one client, which whatever ran before in this process may have made.
         patch.setattr(hf_api(), "endpoint", hub.endpoint)

@@ -24,7 +24,7 @@ class Place:
 
     Attributes:
         root: folder of everything else; outputs go into it too, unless `outputs` is another.
-        outputs: where commands write.
+        outputs: folder that commands write to.
         recordings: folder of the recordings, each with its transcript beside it.
         names: of the recordings.
         data: examples about them.
@@ -52,7 +52,7 @@ class Place:
         return [str(self.outputs / word[1:]) if word.startswith("@") else str(known.get(word, word)) for word in words]
 
 
-#: Commands by the name of what they do, with what makes them short; see [`Place.line`].
+#: Commands by name, with options that make them short; see [`Place.line`].
 COMMAND_LINES = {
     "train": "train --llama_path {text} --whisper_path {audio} --data_path {data} --audio_dir {recordings} --output_dir "
     "@run --feature_cache @features --max_steps 2 --save_steps 1 --batch_size 2 --disable_tqdm True",

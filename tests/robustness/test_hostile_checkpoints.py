@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, or made to do harm: each is refused by an error that names what is wrong, before it costs."""
+"""Checkpoints that are damaged, or made to do harm: each is refused early, by an error that names the fault."""
 
 import json
 import re
@@ -9,29 +9,25 @@ from typing import Any
 
 import pytest
 import torch
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm import AudioLlmForConditionalGeneration
 from safetensors.torch import load_file, save_file
-from tiny_models import randomise_trainables
 
 WEIGHTS = "model.safetensors"
 BOUNDARY = "model.audio_boundary_embeds"
 #: Bytes of a safetensors file that say how long its header is.
 LENGTH_BYTES = 8
+BOTH = ("adapter", "full")
 
 Change = Callable[[Path], None]
 
 
 @pytest.fixture(scope="module")
-def checkpoints(tiny_bases: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def checkpoints(shared_tiny_model, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A whole checkpoint of each kind, to be spoiled in copies."""
     folder = tmp_path_factory.mktemp("checkpoints")
-    torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
-    randomise_trainables(model)
-    for weights in ("adapter", "full"):
-        model.save_pretrained(folder / weights, weights=weights)
-        AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(folder / weights)
-    return {weights: folder / weights for weights in ("adapter", "full")}
+    for weights in BOTH:
+        shared_tiny_model.save_pretrained(folder / weights, weights=weights)
+    return {weights: folder / weights for weights in BOTH}
 
 
 def spoilt(checkpoints: dict[str, Path], kind: str, folder: Path, change: Change) -> Path:
@@ -41,7 +37,7 @@ def spoilt(checkpoints: dict[str, Path], kind: str, folder: Path, change: Change
 
 
 def refusal(folder: Path) -> str:
-    """Return what the error says that a checkpoint is refused with."""
+    """Return the text of the error that a checkpoint is refused with."""
     with pytest.raises((ValueError, OSError)) as raised:
         AudioLlmForConditionalGeneration.from_pretrained(folder)
     return str(raised.value)
@@ -72,8 +68,7 @@ def pickle_instead(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
-BOTH = ("adapter", "full")
-#: What is done to the weights, and what the error says.
+#: Changes of the weights, and a pattern of the error.
 SPOILT_WEIGHTS: dict[str, tuple[Change, str]] = {
     "cut off": (rewrite(lambda data: data[:-100]), "damaged or cut off"),
     "a header of 8 EiB": (
@@ -112,13 +107,7 @@ def test_a_pickle_beside_the_weights_is_not_opened(checkpoints, tmp_path: Path) 
     marker = tmp_path / "marker"
 
     def change(folder: Path) -> None:
-        for name in [
-            "pytorch_model.bin",
-            "adapter_model.bin",
-            "training_args.bin",
-            "optimizer.pt",
-            "consolidated.pth",
-        ]:
+        for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "optimizer.pt"):
             torch.save(Harm(marker), folder / name)
 
     for kind in BOTH:
@@ -128,7 +117,7 @@ def test_a_pickle_beside_the_weights_is_not_opened(checkpoints, tmp_path: Path) 
 
 # ---- config.json -----------------------------------------------------------------------------------------------------
 
-#: Fields of config.json, or of the part that is named, and what the error says.
+#: Fields of config.json, or of the part that is named, and a pattern of the error.
 SPOILT_CONFIGS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "a vocabulary of millions": ({"vocab_size": 1 << 22}, "text_config", "audio_begin_token_id is 128; expected"),
     "no width": ({"num_attention_heads": 0}, "text_config", "text_config is no configuration of the type 'llama'"),
@@ -151,10 +140,7 @@ def test_spoilt_configurations(checkpoints, tmp_path: Path, kind: str, what: str
 
 
 @pytest.mark.parametrize("role", ["audio", "text"])
-@pytest.mark.parametrize(
-    "place",
-    ["/etc", "..", "../../etc/passwd", "https://evil.example/x", "file:///etc", "pypi:../../etc", "pypi:other"],
-)
+@pytest.mark.parametrize("place", ["/etc", "..", "../../etc/passwd", "https://evil.example/x", "pypi:../../etc"])
 def test_bases_that_are_somewhere_else(checkpoints, tmp_path: Path, monkeypatch, role: str, place: str) -> None:
     """A folder that is no model is refused, and nothing is fetched from where no Hub is."""
     (tmp_path / "here").mkdir()

@@ -11,21 +11,21 @@ import gradio
 import huggingface_hub
 import pytest
 import uvicorn
-from command_calls import COMMAND_LINES, Place, call, copied, make_place
+from command_calls import COMMAND_LINES, Place, call, copied
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
-#: What every file of code in a hostile checkpoint does, when it is imported.
+#: Every file of code in a hostile checkpoint: it leaves a mark when it is imported.
 HARM = """\
 from pathlib import Path
-from transformers import {base}
+from transformers import PretrainedConfig
 Path({marker!r}).touch()
-class Evil({base}):
+class Evil(PretrainedConfig):
     model_type = "evil"
     def __init__(self, *args, **kwargs): Path({marker!r}).touch()
 """
 AUTO_CLASSES = ("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoModelForMultimodalLM", "AutoProcessor")
 PART_CLASSES = ("AutoTokenizer", "AutoFeatureExtractor", "AutoProcessor")
-#: Where `auto_map` may point: beside, to another repository, out of the folder, and to nothing that can be.
+#: Places that `auto_map` may point to: beside, another repository, out of the folder, and nothing that can be.
 POINTERS = ("evil.Evil", "other/repo--evil.Evil", "../evil.Evil", "/evil.Evil", "")
 
 
@@ -35,26 +35,15 @@ def edit_json(path: Path, **fields: Any) -> None:
 
 
 def bring_code(folder: Path, marker: Path, pointer: str = "evil.Evil") -> None:
-    """Code beside a folder's files, in place of those it had, and every configuration asking for it."""
-    for name in ("evil.py", "__init__.py", *(path.name for path in folder.glob("*.py"))):
-        (folder / name).write_text(HARM.format(base="PretrainedConfig", marker=str(marker)))
-    (folder.parent / "evil.py").write_text(HARM.format(base="PretrainedConfig", marker=str(marker)))
-    edit_json(folder / "config.json", auto_map=dict.fromkeys(AUTO_CLASSES, pointer))
+    """Write code beside a folder's files, in place of its own code, and have every configuration ask for it."""
+    for path in (folder / "evil.py", folder / "__init__.py", *folder.glob("*.py"), folder.parent / "evil.py"):
+        path.write_text(HARM.format(marker=str(marker)))
+    pipelines = {"audio-text-to-text": {"impl": pointer, "pt": ["AutoModel"], "tf": []}}
+    edit_json(folder / "config.json", auto_map=dict.fromkeys(AUTO_CLASSES, pointer), custom_pipelines=pipelines)
     parts = dict.fromkeys(PART_CLASSES, pointer)
-    tokenizer = {**parts, "AutoTokenizer": [pointer, pointer]}
-    edit_json(folder / "tokenizer_config.json", auto_map=tokenizer)
+    edit_json(folder / "tokenizer_config.json", auto_map={**parts, "AutoTokenizer": [pointer, pointer]})
     for name in ("processor_config.json", "preprocessor_config.json"):
         edit_json(folder / name, auto_map=parts)
-    edit_json(
-        folder / "config.json",
-        custom_pipelines={"audio-text-to-text": {"impl": pointer, "pt": ["AutoModel"], "tf": []}},
-    )
-
-
-@pytest.fixture(scope="module")
-def good(tmp_path_factory: pytest.TempPathFactory) -> Place:
-    """Everything that commands are given, with nothing hostile in it; read only."""
-    return make_place(tmp_path_factory.mktemp("good") / "place")
 
 
 @pytest.fixture
@@ -74,33 +63,20 @@ def marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "marker"
 
 
-def beside(root: Path, marker: Path) -> None:
-    bring_code(root / "model", marker)
-
-
 def as_another_kind(root: Path, marker: Path) -> None:
-    bring_code(root / "model", marker)
-    edit_json(root / "model" / "config.json", model_type="evil")
+    bring_code(root, marker)
+    edit_json(root / "config.json", model_type="evil")
+    edit_json(root / "tokenizer_config.json", tokenizer_class="Evil")
 
 
-def in_the_text_base(root: Path, marker: Path) -> None:
-    bring_code(root / "text", marker)
-    edit_json(root / "text" / "config.json", model_type="evil")
-    edit_json(root / "text" / "tokenizer_config.json", tokenizer_class="Evil")
-
-
-def in_the_audio_base(root: Path, marker: Path) -> None:
-    bring_code(root / "audio", marker)
-    edit_json(root / "audio" / "config.json", model_type="evil")
-
-
+#: Folders of a place that hostile code lies in, and how it comes there.
 HOSTILE = {
-    "beside good files": beside,
-    "as a model of another kind": as_another_kind,
-    "in the text base": in_the_text_base,
-    "in the audio base": in_the_audio_base,
+    "beside good files": ("model", bring_code),
+    "as a model of another kind": ("model", as_another_kind),
+    "in the text base": ("text", as_another_kind),
+    "in the audio base": ("audio", as_another_kind),
 }
-#: How often a question is answered, before the input ends.
+#: Questions that are answered, before the input ends.
 YES_TYPED = 4
 #: Commands that are given no checkpoint and no base.
 WITHOUT_MODEL = ("prepare", "validate", "prompts", "align")
@@ -132,30 +108,31 @@ def stop(*arguments: Any, **options: Any) -> None:
         for where in HOSTILE
     ],
 )
-def test_no_command_runs_it(good: Place, tmp_path: Path, marker: Path, monkeypatch, command: str, where: str) -> None:
-    place = copied(good, tmp_path / "place")
-    HOSTILE[where](place.root, marker)
+def test_no_command_runs_it(place: Place, tmp_path: Path, marker: Path, monkeypatch, command: str, where: str) -> None:
+    hostile = copied(place, tmp_path / "place")
+    folder, spoil = HOSTILE[where]
+    spoil(hostile.root / folder, marker)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(uvicorn.Server, "run", stop)
     monkeypatch.setattr(gradio.Blocks, "launch", stop)
     monkeypatch.setattr(sys, "stdin", open("/dev/null"))  # noqa: SIM115  # as from a pipe; closed with the process
-    call(place.line(command))  # refused in words; anything else would be a traceback
+    call(hostile.line(command))  # refused in words; anything else would be a traceback
     assert not marker.exists()
 
 
-def test_the_harm_is_real(good: Place, tmp_path: Path, marker: Path) -> None:
+def test_the_harm_is_real(place: Place, tmp_path: Path, marker: Path) -> None:
     """It comes when transformers is told to run the code, or asks and hears yes."""
-    place = copied(good, tmp_path / "place")
-    as_another_kind(place.root, marker)
+    hostile = copied(place, tmp_path / "place")
+    as_another_kind(hostile.model, marker)
     with contextlib.suppress(Exception):  # the code is no real configuration
-        AutoConfig.from_pretrained(place.model)
+        AutoConfig.from_pretrained(hostile.model)
     assert marker.exists()
 
 
-def test_auto_classes_run_it_neither(good: Place, tmp_path: Path, marker: Path) -> None:
+def test_auto_classes_run_it_neither(place: Place, tmp_path: Path, marker: Path) -> None:
     for number, pointer in enumerate(POINTERS):
-        place = copied(good, tmp_path / str(number))
-        bring_code(place.model, marker, pointer)
+        hostile = copied(place, tmp_path / str(number)).model
+        bring_code(hostile, marker, pointer)
         for auto_class in (AutoConfig, AutoProcessor, AutoModel):
-            auto_class.from_pretrained(place.model)
+            auto_class.from_pretrained(hostile)
         assert not marker.exists(), pointer

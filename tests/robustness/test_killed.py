@@ -26,24 +26,18 @@ SIGNALS = [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, TerminatedE
 # ---------------------------------------------------------------------------------------------------------- swallowed
 
 
+@pytest.mark.parametrize("rows", [5, 3], ids=["in the middle", "in the last row"])
 @pytest.mark.parametrize(("number", "kind", "code"), SIGNALS)
-def test_what_a_library_swallows_is_raised_at_the_next_row(number, kind, code) -> None:
+def test_what_a_library_swallows_is_raised_at_the_next_row(number, kind, code, rows) -> None:
     seen = []
     with pytest.raises(kind) as raised, ended_by_signals():
-        for row in interruptible(range(5)):
+        for row in interruptible(range(rows)):
             seen.append(row)
             if row == 2:
                 with contextlib.suppress(BaseException):
                     signal.raise_signal(number)
     assert seen == [0, 1, 2] and exit_status(raised.value) == code
     check_interrupted()  # what ended one command does not end the next
-
-
-def test_after_the_last_row_it_is_raised_as_well() -> None:
-    with pytest.raises(KeyboardInterrupt), ended_by_signals():
-        for _ in interruptible([0]):
-            with contextlib.suppress(BaseException):
-                signal.raise_signal(signal.SIGINT)
 
 
 def test_signals_that_are_ignored_stay_so_and_handlers_come_back() -> None:

@@ -71,7 +71,7 @@ def test_what_else_writes_files(place: Place, command: str) -> None:
 
 
 def test_a_checkpoint_is_pushed(place: Place, tmp_path, monkeypatch) -> None:
-    with LoopbackHub(tmp_path / "hub") as hub:
+    with LoopbackHub() as hub:
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.endpoint)
