@@ -44,13 +44,14 @@ def find_checkpoint(model: str | None = None) -> str:
 
     Args:
         model: a folder or Hub id. By default the output of `make demo` in the working folder, or else the adapter that
-            comes with the package; the latter is announced on standard error.
+            comes with the package; standard error says which.
 
     Raises:
         CheckpointError: there is no such folder, or it holds something else.
     """
     if not model:
         if (DEMO_CHECKPOINT / "config.json").is_file():
+            print(f"No --model is given: this is {DEMO_CHECKPOINT}, which `make demo` made.", file=sys.stderr)
             return str(DEMO_CHECKPOINT)
         print(SHIPPED, file=sys.stderr)
         return str(shipped_adapter.FOLDER)

@@ -155,6 +155,8 @@ def run(sources: Sequence[Source], options: TranscribeArguments, several: bool) 
         cut_off = [f"{one.start_s:.1f}-{one.end_s:.1f} s" for one in result.passages if one.is_cut_off]
         if cut_off:
             print(f"{result.audio}: stopped at the bound on new tokens: {', '.join(cut_off)}", file=sys.stderr)
+        if not result.text:
+            print(f"{result.audio}: no speech was found.", file=sys.stderr)
         if source.stem is not None:
             write_transcript(result, source.stem, options.output_format)
         elif options.timestamps == WORD:

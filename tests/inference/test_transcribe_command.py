@@ -87,6 +87,13 @@ def test_a_folder_is_transcribed_to_all_formats(checkpoint, sounds, tmp_path) ->
     transcribe(checkpoint, sounds, "--output_dir", tmp_path / "o", "--overwrite", "--output_format", "all")
 
 
+def test_a_recording_without_speech_is_told(checkpoint, tmp_path, capsys) -> None:
+    soundfile.write(tmp_path / "still.wav", silence(2), RATE)
+    transcribe(checkpoint, tmp_path / "still.wav")
+    printed = capsys.readouterr()
+    assert printed.out == "\n" and f"{tmp_path / 'still.wav'}: no speech was found." in printed.err
+
+
 def test_repeated_files_and_equal_names(checkpoint, sounds, tmp_path, capsys) -> None:
     transcribe(checkpoint, sounds / "b one.wav", f"{sounds}/./b one.wav", (sounds / "a-two.flac").as_uri())
     assert len(capsys.readouterr().out.splitlines()) == 2
