@@ -109,6 +109,12 @@ class MaskedLoraLinear(LoraLinear):
         masks = _CALL.masks
         if masks is None:
             raise RuntimeError("A layer with LoRA was run outside of AudioLLM's forward, which says where it acts.")
+        if len(masks) == 1 and not torch.is_grad_enabled() and len(self.lora_A) == 1:
+            (name, mask), base = next(iter(masks.items())), self.base_layer
+            if name in self.lora_A and not self.training and is_plain_linear(base):
+                down, up = cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight
+                if not (down.is_meta or autocasts(x.device.type)):
+                    return self._inferred(x, cast(nn.Linear, base), mask, down, up, self.scaling[name])
         chosen = [(name, mask) for name, mask in masks.items() if name in self.lora_A]
         if torch.is_grad_enabled() and len(chosen) == 1 and self._can_fuse(x, chosen[0][0]):
             name, mask = chosen.pop()
@@ -125,6 +131,27 @@ class MaskedLoraLinear(LoraLinear):
             for name in self.active_adapters:
                 if name in self.lora_A and name not in self.masked and name not in self.merged_adapters:
                     result = self._updated(result, x, name, None)
+        return result
+
+    @staticmethod
+    def _inferred(
+        x: torch.Tensor,
+        base: nn.Linear,
+        mask: torch.Tensor | None,
+        down: torch.Tensor,
+        up: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        """
+        Return the result without gradients for the only adapter, as [`_updated`] does.
+
+        Hundreds of layers come here for each new token, so that each step of Python counts.
+        """
+        result = nn.functional.linear(x, base.weight, base.bias)
+        low = nn.functional.linear(x, down.to(x.dtype))
+        if mask is not None:
+            low = low * mask.to(x)
+        result.view(-1, result.shape[-1]).addmm_(low.view(-1, low.shape[-1]), up.to(x.dtype).T, alpha=scaling)
         return result
 
     def _updated(self, result: torch.Tensor, x: torch.Tensor, name: str, mask: torch.Tensor | None) -> torch.Tensor:
