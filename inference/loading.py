@@ -3,6 +3,8 @@
 import json
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from audiollm.command_line.downloads import DownloadError
 from audiollm.command_line.embedded_bases import EMBEDDED_BASES, fetch
 from audiollm.command_line.machine import bfloat16_is_faster, quantisation
 from transformers import GenerationConfig
-from transformers.utils import is_bitsandbytes_available
+from transformers.utils import is_bitsandbytes_available, logging
 
 #: Output of `make demo` in the working folder.
 DEMO_CHECKPOINT = Path("runs/demo/adapter")
@@ -130,6 +132,16 @@ def load_generation_config(checkpoint: str, revision: str | None = None) -> Gene
         return GenerationConfig()
 
 
+@contextmanager
+def _bars_that_go() -> Iterator[None]:
+    """Let the bars of loading, one for each base and one for the adapter, go when they are full; none but on a terminal."""
+    former = logging.set_tqdm_hook(lambda bar, args, kwargs: bar(*args, **{"leave": False, "disable": None, **kwargs}))
+    try:
+        yield
+    finally:
+        logging.set_tqdm_hook(former)
+
+
 def load_model(
     checkpoint: str,
     dtype: str | torch.dtype = "auto",
@@ -168,7 +180,8 @@ def load_model(
         if load_in_8bit or load_in_4bit:
             computed_in = _base_dtype(checkpoint, dtype, revision)
             arguments["quantization_config"] = quantisation(load_in_8bit, load_in_4bit, computed_in)
-        model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint, **arguments)
+        with _bars_that_go():
+            model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint, **arguments)
     except (OSError, ValueError, ImportError) as error:
         # transformers says what is missing, but not which option asked for it.
         attention = f" with --attn_implementation {attn_implementation}" if attn_implementation else ""
