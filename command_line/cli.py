@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import sys
+from types import ModuleType
 
 from audiollm import __version__
 
@@ -49,11 +50,10 @@ MEMORY_ADVICE = "No file is left half-written. Try shorter recordings, a smaller
 def main() -> None:
     """Run the console script."""
     try:
-        with ended_by_signals((signal.SIGINT,)):
-            try:
-                run()
-            finally:
-                sys.stdout.flush()
+        try:
+            run()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
         sys.exit(INTERRUPTED_EXIT)
@@ -82,7 +82,7 @@ def run() -> None:
     if {"-h", "--help"} & set(arguments):
         show_help(module, arguments)
     try:
-        importlib.import_module(module).main(arguments)
+        _imported(module).main(arguments)
     except ModuleNotFoundError as error:
         if command not in EXTRAS or not error.name or error.name.startswith("audiollm"):
             raise
@@ -90,11 +90,20 @@ def run() -> None:
             f"audiollm {command}: the package {error.name} is not installed: pip install 'audiollm[{EXTRAS[command]}]'."
         )
     except (MemoryError, OSError, RuntimeError) as error:
-        check_interrupted()  # torch, interrupted while it is imported, ends in errors of its own
         if not is_out_of_memory(error):
             raise
         said = (str(error).splitlines() or [type(error).__name__])[0]
         sys.exit(f"audiollm {command}: memory ran out ({said}). {MEMORY_ADVICE}")
+
+
+def _imported(module: str) -> ModuleType:
+    """Return a command's module; torch, interrupted while it is imported, ends in errors of its own."""
+    with ended_by_signals((signal.SIGINT,)):
+        try:
+            return importlib.import_module(module)
+        except RuntimeError:
+            check_interrupted()
+            raise
 
 
 if __name__ == "__main__":

@@ -78,8 +78,8 @@ class ClipSource:
         name: Its name in messages.
         identity: Everything that decides which clips come and in which order, as JSON knows it: paths, options,
             revisions. A run is never continued with another identity.
-        tasks: What is asked about its clips where nothing else is wanted: tasks, or their names.
-        summary: What is read, for people.
+        tasks: default questions about its clips: tasks, or their names.
+        summary: the source, for people.
         folder, reads_all_below: The local folder that is read, if any, and whether it is read whole.
         wer_unit, wer_doubt: The unit of its own word errors, percent or fraction; or the message for when it cannot be told.
     """

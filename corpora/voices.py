@@ -73,7 +73,7 @@ MOST_MIXED = 5
 VOICES_VARIABLE, ENGLISH_VOICES = "AUDIOLLM_KOKORO_VOICES", "[ab][fm]_*.bin"
 #: Style vectors of a voice: one for each number of phonemes, as little-endian float32.
 VOICE_SHAPE = (510, 1, 256)
-#: How fast Kokoro can be asked to speak.
+#: Speeds that Kokoro can be asked for.
 KOKORO_SPEEDS = (0.5, 2.0)
 
 

@@ -20,7 +20,7 @@ from .batching import BatchBudget
 from .rows import SHUFFLE_ROWS
 
 CACHE_OFF = "off"
-#: How the names begin of options that shape a new model; a checkpoint has its own.
+#: Beginnings of the names of options that shape a new model; a checkpoint has its own.
 SHAPES = ("stack_factor", "projector_", "lora_")
 BASE_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Stage = Literal["align", "read", "instruct", "distill", "prefer"]

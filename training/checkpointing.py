@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,9 @@ class StopOnSignal(TrainerCallback):
             if number == signal.SIGINT and self.requested:
                 raise KeyboardInterrupt
             if number == signal.SIGINT:
-                print("\nA checkpoint is written after this step. Ctrl-C again ends at once.", file=sys.stderr)
+                os.write(
+                    2, b"\nA checkpoint is written after this step. Ctrl-C again ends at once.\n"
+                )  # print may be at work
             self.requested = number
         else:  # a worker of the data loader, which inherited the handler
             signal.signal(number, signal.SIG_DFL)

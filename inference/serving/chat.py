@@ -24,7 +24,7 @@ from .service import Service, caller_of
 ID_PREFIX = "chatcmpl-"
 SEED_BITS = 63
 
-#: What the work for a request gives: the answer piece by piece, and at last its counts.
+#: Results of the work for a request: the answer piece by piece, and at last its counts.
 Item = str | AnswerReport
 
 

@@ -156,7 +156,7 @@ def test_the_version_is_that_of_the_package() -> None:
 
 @pytest.mark.parametrize("error", ["KeyboardInterrupt()", "RuntimeError('torch was imported by half')"])
 def test_a_command_that_is_interrupted_while_it_is_imported_says_so(error: str, tmp_path) -> None:
-    """Where C code was interrupted, the interrupt may come out as another error."""
+    """An interrupt of C code may come out as another error."""
     code = f"""
 import signal, sys
 from audiollm.command_line import cli, interruption
