@@ -81,6 +81,8 @@ class ContextTrie:
         self._depths = [0]
         self._ends: set[int] = set()
         self._written = {spoken_form(word): word for word in words}
+        longest_first = sorted(self._written, key=len, reverse=True)
+        self._pattern = re.compile(rf"\b(?:{'|'.join(map(re.escape, longest_first))})\b")
         for word in words:
             node = 0
             for piece in lexicon.encode(word):
@@ -118,9 +120,7 @@ class ContextTrie:
 
     def spelled(self, text: str) -> str:
         """Return a text in lower case with the context words as they are written."""
-        for spoken, written in self._written.items():
-            text = re.sub(rf"\b{re.escape(spoken)}\b", lambda found: written, text)  # noqa: B023 -- used at once
-        return text
+        return self._pattern.sub(lambda found: self._written[found[0]], text)
 
     def _completed(self, node: int) -> int:
         return self._depths[node] if node in self._ends else 0

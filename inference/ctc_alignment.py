@@ -60,7 +60,7 @@ def viterbi_states(log_probabilities: torch.Tensor, targets: Sequence[int]) -> n
     """
     extended = np.full(2 * len(targets) + 1, BLANK, dtype=np.int64)
     extended[1::2] = targets
-    scores = log_probabilities[:, torch.from_numpy(extended)].double().cpu().numpy()
+    scores = log_probabilities[:, torch.from_numpy(extended)].cpu().double().numpy()
     skips = np.zeros(len(extended), dtype=bool)
     skips[3::2] = extended[3::2] != extended[1:-2:2]
     best = np.full(len(extended), -np.inf)

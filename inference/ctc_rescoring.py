@@ -175,6 +175,7 @@ class CtcRescorer:
         self.context = ContextTrie(self.lexicon, context) if context else None
         ends = model.generation_config.eos_token_id
         self._end_ids = [one for one in (ends if isinstance(ends, (list, tuple)) else [ends]) if one is not None]
+        self._answer_end = answer_end(tokenizer, self._end_ids)
         ids = generation_prompt(tokenizer) or [tokenizer.bos_token_id, tokenizer.eos_token_id]
         self._beginning = [one for one in ids if one is not None]
         self._names = {word for phrase in context for word in phrase.split()}
@@ -309,9 +310,9 @@ class CtcRescorer:
 
     def punctuated(self, windows: Sequence[Sequence[str]], stop: StoppingCriteria | None = None) -> list[list[str]]:
         """Return the phrases of windows with marks and capitals; see [`punctuation.punctuated`]."""
-        if not self._end_ids:
+        if self._answer_end is None:
             return [list(phrases) for phrases in windows]
-        return punctuated(self.model, self.tokenizer, self._beginning, windows, self._end_ids[0], self._names, stop)
+        return punctuated(self.model, self.tokenizer, self._beginning, windows, self._answer_end, self._names, stop)
 
     @torch.inference_mode()
     def text_of(
@@ -435,7 +436,7 @@ def generation_prompt(tokenizer) -> list[int]:
     Return the tokens by which the chat template begins an answer, such as `<|im_start|>assistant`; none where it has none.
 
     Behind them, a language model that was tuned for chats expects a sentence. Behind the first token of a chat it expects
-    the name of a role.
+    the name of a role. Where a chat begins with the tokenizer's first token, so do they.
     """
     if not tokenizer.chat_template:
         return []
@@ -445,7 +446,22 @@ def generation_prompt(tokenizer) -> list[int]:
         for begins in (False, True)
     )
     begun = open_ended[len(asked) :] if open_ended.startswith(asked) else ""
+    first = tokenizer.bos_token or ""
+    if begun and asked.startswith(first) and not begun.startswith(first):
+        begun = first + begun
     return tokenizer(begun, add_special_tokens=False)["input_ids"]
+
+
+def answer_end(tokenizer, end_ids: Sequence[int]) -> int | None:
+    """Return the token of `end_ids` by which the chat template ends an answer, or the first of them; None of none."""
+    if tokenizer.chat_template:
+        answer = "Yes"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": answer}]
+        _, _, rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(answer)
+        for token_id in tokenizer(rest, add_special_tokens=False)["input_ids"]:
+            if token_id in end_ids:
+                return token_id
+    return next(iter(end_ids), None)
 
 
 def _joined(phrases: Sequence[Candidate]) -> Candidate:

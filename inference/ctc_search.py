@@ -33,7 +33,7 @@ def prefix_beam_search(
     Returns:
         Sequences without blanks, the likeliest first, with their log-likelihoods as far as they were followed.
     """
-    scores = log_probabilities.detach().double().cpu().numpy()
+    scores = log_probabilities.detach().cpu().double().numpy()
     num_pieces = min(num_pieces, scores.shape[1] - 1)
     favoured = scores if context is None else scores + SEARCH_BONUS * context.has_class
     order = torch.from_numpy(favoured[:, BLANK + 1 :]).topk(num_pieces, dim=1).indices.numpy() + BLANK + 1

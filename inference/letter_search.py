@@ -65,7 +65,7 @@ class WordTrie:
         """
         # Of each text: its log-probability with a blank at the end and without one, its node, and what its words add.
         followed: list[tuple[str, tuple[float, float, int, float]]] = [("", (0.0, NEVER, 0, 0.0))]
-        for slot in log_probabilities.detach().double().cpu().tolist():
+        for slot in log_probabilities.detach().cpu().double().tolist():
             heard = [each for each in zip(self.letters.by_class, slot) if each[0] and each[1] > LEAST_LOGPROB]
             grown: dict[str, tuple[float, float, int, float]] = {}
             for text, (ends_blank, ends_letter, node, words) in followed:

@@ -10,6 +10,7 @@ Final words are written at once and stay; on a terminal, the words after them ar
 
 import json
 import queue
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,9 +30,9 @@ PIPE = "-"
 #: Length of the blocks that sound comes in.
 BLOCK_SECONDS = 0.08
 TEXT, JSON = FORMATS = ("text", "json")
-#: Most characters of a line of the terminal for words that are not final.
-MAX_PENDING = 60
-CLEAR_LINE, DIM, PLAIN = "\r\x1b[K", "\x1b[2m", "\x1b[0m"
+#: Codes of terminals: to the beginning of the row, so many columns to the right, and the rest of the row made empty.
+BEGIN, RIGHT, CLEAR_REST = "\r", "\x1b[{}C", "\x1b[K"
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 
 @dataclass
@@ -129,17 +130,45 @@ def microphone_blocks(rate: int) -> Iterator[np.ndarray]:
 def write_updates(updates: Iterable[LiveUpdate], output_format: str) -> None:
     """Write updates to standard output as they come."""
     on_terminal = sys.stdout.isatty()
-    line = ""
+    words: list[str] = []
+    column = 0
     for update in updates:
         if output_format == JSON:
             print(json.dumps(asdict(update), ensure_ascii=False), flush=True)
-            continue
-        line = " ".join([*([line] if line else []), *(word.text for word in update.final)])
-        if on_terminal:
-            print(f"{CLEAR_LINE}{line} {DIM}{update.pending[:MAX_PENDING]}{PLAIN}", end="", flush=True)
-        if update.is_pause and line:
-            print(CLEAR_LINE + line if on_terminal else line, flush=True)
-            line = ""
+        elif on_terminal:
+            column = show(update, column, shutil.get_terminal_size().columns)
+        else:
+            words += [word.text for word in update.final]
+            if update.is_pause and words:
+                print(*words, flush=True)
+                words = []
+
+
+def show(update: LiveUpdate, column: int, columns: int) -> int:
+    """
+    Write final words into a terminal, a word that does not fit into the next row, and the words after them dim.
+
+    The dim ones get what is left of the row: only there can the next update write over them.
+
+    Args:
+        column: where the final words before have ended.
+        columns: width of the terminal.
+
+    Returns:
+        The column at which the final words end.
+    """
+    shown = BEGIN + (RIGHT.format(column) if column else "") + CLEAR_REST
+    for word in update.final:
+        if column and column + 1 + len(word.text) >= columns:
+            shown, column = f"{shown}\n", 0
+        space = " " if column else ""
+        shown, column = f"{shown}{space}{word.text}", (column + len(space) + len(word.text)) % columns
+    if update.is_pause and column:
+        shown, column = f"{shown}\n", 0
+    elif (room := columns - column - 2) > 0:
+        shown += f"{' ' if column else ''}{DIM}{update.pending[:room]}{PLAIN}"
+    print(shown, end="", flush=True)
+    return column
 
 
 def run(audio: str | None, arguments: ListenArguments) -> None:

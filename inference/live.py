@@ -128,7 +128,13 @@ class LiveTranscriber:
 
         Args:
             waveform: `(samples,)`, float32 at the processor's rate.
+
+        Raises:
+            ValueError: it has channels, or integers.
         """
+        if waveform.ndim != 1 or waveform.dtype.kind != "f":
+            given = f"{waveform.dtype} {waveform.shape}"
+            raise ValueError(f"The sound is {given}; expected floating point, (samples,), at {self._rate} Hz.")
         step, most = self._step_samples, int(MAX_TAKEN_SECONDS * self._rate)
         self._new = np.concatenate([self._new, waveform])
         while len(self._new) >= step:

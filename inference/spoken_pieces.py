@@ -1,22 +1,27 @@
 """Transcripts as what CTC hears: the language model's own word pieces of lower-case words, without punctuation."""
 
-import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 
 #: CTC's class of a slot that says nothing; a lexicon's pieces follow it by id.
 BLANK = 0
-NO_WORD = re.compile(r"[^\w']+|_+")
 DIGIT_WORDS = dict(zip("0123456789", ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]))
 
 
 def spoken_form(text: str) -> str:
     """
-    A transcript as CTC should hear it: lower case, no punctuation, single digits as the words that are said.
+    Return a transcript as CTC should hear it: lower case, no punctuation, single digits as English words.
 
-    Numbers of more digits stay as they are: how they are read is not to be seen from them.
+    Numbers of more digits stay as they are: how they are read is not to be seen from them. Vowel signs and other marks of a
+    letter belong to it, in any script.
     """
-    words = NO_WORD.sub(" ", text.lower().replace("\u2019", "'")).split()
-    return " ".join(DIGIT_WORDS.get(word, word) for word in words)
+    composed = unicodedata.normalize("NFC", text.lower()).replace("\u2019", "'")
+    kept = "".join(one if _is_of_a_word(one) else " " for one in composed)
+    return " ".join(DIGIT_WORDS.get(word, word) for word in kept.split())
+
+
+def _is_of_a_word(character: str) -> bool:
+    return character.isalnum() or character == "'" or unicodedata.category(character).startswith("M")
 
 
 def piece_ids(tokenizer, text: str) -> list[int]:

@@ -123,6 +123,8 @@ def _score(model, trees: Sequence[TokenTree], as_trees: bool) -> list[list[float
         for row, tree, size in zip(mask, trees, sizes):
             row[:size, :size] = tree.mask()
         mask = mask[:, None]
+        if model.config.text_config._attn_implementation == "eager":  # which adds its mask
+            mask = torch.zeros(mask.shape, dtype=model.dtype).masked_fill(~mask, torch.finfo(model.dtype).min)
     else:
         mask = torch.arange(length)[None] < torch.tensor(sizes)[:, None]
     hidden = model.model(
@@ -136,11 +138,12 @@ def _score(model, trees: Sequence[TokenTree], as_trees: bool) -> list[list[float
     parents = [parent for tree in trees for parent in tree.parents[1:]]
     targets = [token_id for tree in trees for token_id in tree.token_ids[1:]]
     padding = [0] * (rounded_up(len(targets)) - len(targets))
-    columns = torch.tensor([rows + padding, parents + padding, targets + padding], dtype=torch.long, device=device)
+    columns = torch.tensor([rows + padding, parents + padding, targets + padding], dtype=torch.long)
     logprobs = []
-    for row, parent, target in columns.split(MAX_HEAD_POSITIONS, dim=1):
+    for row, parent, target in columns.to(hidden.device).split(MAX_HEAD_POSITIONS, dim=1):
         scores = model.compute_logits(hidden[row, parent]).float()
-        logprobs.append(scores.gather(-1, target[:, None])[:, 0] - scores.logsumexp(dim=-1))
+        chosen = scores.gather(-1, target.to(scores.device)[:, None])[:, 0]
+        logprobs.append(chosen - scores.logsumexp(dim=-1))
     of_nodes = torch.cat(logprobs)[: len(targets)].cpu().split([size - 1 for size in sizes])
     return [
         [float(each[torch.tensor(nodes, dtype=torch.long) - 1].sum()) for nodes in tree.texts]

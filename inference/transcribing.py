@@ -122,6 +122,10 @@ class TranscribingSettings:
     timestamps: str = SEGMENT
     context: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; expected 1 or more windows at a time.")
+
 
 def default_window_seconds(config) -> float:
     """

@@ -544,16 +544,28 @@ def fingerprint(state: dict[str, torch.Tensor]) -> str:
     """
     Return a short hash of every tensor's name, shape and a sample of its values rounded to bfloat16.
 
-    It tells models, revisions and fine-tunes apart in any precision; it is no protection against forgery.
+    It tells models, revisions and fine-tunes apart in any precision; it is no protection against forgery. Of weights that are
+    offloaded (on `meta`) only names and shapes count.
     """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        values = state[name].detach().flatten()
-        step = max(1, values.numel() // FINGERPRINT_SAMPLES)
-        sample = values[::step][:FINGERPRINT_SAMPLES].float().cpu().to(torch.bfloat16)
+    names, digest = sorted(state), hashlib.sha256()
+    samples = [_sample(state[name].detach().flatten()) for name in names]
+    for device in {one.device for one in samples}:  # one transfer from each
+        places = [place for place, one in enumerate(samples) if one.device == device]
+        moved = torch.cat([samples[place] for place in places]).cpu().split([len(samples[place]) for place in places])
+        for place, sample in zip(places, moved):
+            samples[place] = sample
+    for name, sample in zip(names, samples):
         digest.update(f"{name}{tuple(state[name].shape)}".encode())
         digest.update(sample.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def _sample(values: torch.Tensor) -> torch.Tensor:
+    """Return values `(n,)` at even distances, at most `FINGERPRINT_SAMPLES`; none of those that are on `meta`."""
+    if values.is_meta:
+        return torch.empty(0, dtype=torch.bfloat16)
+    step = max(1, values.numel() // FINGERPRINT_SAMPLES)
+    return values[::step][:FINGERPRINT_SAMPLES].float().to(torch.bfloat16)
 
 
 def scale_logits(logits: torch.Tensor, text_config) -> torch.Tensor:

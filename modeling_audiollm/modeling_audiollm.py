@@ -108,7 +108,8 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
             input_features_mask = input_features.new_ones(
                 len(input_features), input_features.shape[2], dtype=torch.long
             )
-        return encoded, self.audio_tower.frame_counts(input_features_mask.sum(dim=1))
+        counts = self.audio_tower.frame_counts(input_features_mask.sum(dim=1))
+        return encoded, counts.to(encoded.last_hidden_state.device)
 
     def _project(self, frames: torch.Tensor, num_frames: torch.Tensor) -> torch.Tensor:
         """Project encoder frames; a readout of pieces is given the language model's embeddings."""

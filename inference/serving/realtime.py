@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from ..context_words import read_context
 from ..live import LiveTranscriber, LiveUpdate
 from ..recordings import from_16_bits
-from .responses import ApiError, invalid, timed_words
+from .responses import ApiError, about_server, invalid, timed_words
 from .service import Service
 
 DEFAULT_RATE_HZ = 24_000
@@ -148,7 +148,7 @@ async def listen(socket: WebSocket) -> None:
     service: Service = socket.app.state.service
     await socket.accept()
     try:
-        listener = Listener(service)
+        listener = await asyncio.to_thread(Listener, service)
     except ValueError as error:  # the model has no CTC posteriors
         await socket.send_json({"type": "error", **invalid(str(error)).body()})
         with suppress(asyncio.TimeoutError, RuntimeError):  # some clients drop what they have not read at the close
@@ -165,7 +165,13 @@ async def listen(socket: WebSocket) -> None:
             while not waiting.empty():  # all that has come in the meantime, so that a slow machine catches up
                 messages.append(waiting.get_nowait())
             is_open = None not in messages
-            for event in await asyncio.to_thread(listener.answer, [one for one in messages if one is not None]):
+            try:
+                events = await asyncio.to_thread(listener.answer, [one for one in messages if one is not None])
+            except Exception as error:  # whatever it is, the client hears of it and the server goes on
+                await socket.send_json({"type": "error", **about_server(error).body()})
+                await socket.close(1011)
+                break
+            for event in events:
                 await socket.send_json(event)
     except (WebSocketDisconnect, RuntimeError):  # starlette's, where the client is gone
         pass

@@ -40,6 +40,8 @@ def test_only_completed_words_count(lexicon) -> None:
     ):
         assert trie.counted(lexicon.encode(text)) == expected, text
     assert trie.spelled("b ann bannan bab na") == "b Ann bannan Bab na"
+    longer = ContextTrie(lexicon, ["Ann", "Bab Ann", "bAn", "baN Na"])
+    assert longer.spelled("bab ann ann ban na ban") == "Bab Ann Ann baN Na bAn"
 
 
 def test_a_wide_search_finds_the_likeliest_with_their_context(lexicon) -> None:

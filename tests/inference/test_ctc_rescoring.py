@@ -1,5 +1,6 @@
 """Transcripts that the language model and CTC choose together: scores that are what they say, and options that bite."""
 
+import copy
 import json
 import math
 import threading
@@ -18,12 +19,15 @@ from audiollm.inference.ctc_rescoring import (
     WRITTEN_CANDIDATE,
     Candidate,
     CtcRescorer,
+    answer_end,
     best_of,
+    generation_prompt,
 )
 from audiollm.inference.letter_search import add_words
 from audiollm.inference.recording_encoder import RecordingEncoder
 from audiollm.inference.spoken_pieces import SpokenLetters, spoken_form
 from audiollm.inference.streaming import StopWhenSet
+from audiollm.inference.text_likelihood import text_logprobs
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
 from tiny_models import hearing_model
 
@@ -188,6 +192,28 @@ def test_several_passes_score_as_one(model, tiny_processor, clips, monkeypatch) 
     assert_alike(rescorer.candidates(**inputs, bounds=BOUNDS), expected)
     monkeypatch.setattr(text_likelihood, "TAKES_ANY_MASK", ())
     assert_alike(rescorer.candidates(**inputs, bounds=BOUNDS), expected)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_texts_that_begin_alike_score_as_each_alone(attention: str, model, monkeypatch) -> None:
+    monkeypatch.setattr(model.config.text_config, "_attn_implementation", attention)
+    group = [[5, 6, 7, 8], [5, 6, 9], [5, 10, 11, 12, 13]]
+    (together,) = text_logprobs(model, [[1, 2]], [group])
+    alone = [text_logprobs(model, [[1, 2]], [[text]])[0][0] for text in group]
+    assert together == pytest.approx(alone, abs=1e-4)
+
+
+def test_a_chat_begins_and_answers_end_as_in_the_template(tiny_processor) -> None:
+    tokenizer = copy.deepcopy(tiny_processor.tokenizer)
+    first, last, other = tokenizer.convert_tokens_to_ids(["a", "b", "c"])
+    tokenizer.bos_token = "a"
+    tokenizer.chat_template = (
+        "a{% for one in messages %}[{{ one.role }}]{{ one.content }}b{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    assert generation_prompt(tokenizer) == tokenizer("a[assistant]", add_special_tokens=False)["input_ids"]
+    assert answer_end(tokenizer, [other, last]) == last
+    assert (answer_end(tokenizer, [other, first]), answer_end(tokenizer, [])) == (other, None)
 
 
 def test_lengths_are_rounded_up_to_few() -> None:

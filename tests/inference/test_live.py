@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import sys
 import time
 
@@ -23,6 +24,7 @@ from audiollm.inference.live import (
     LiveUpdate,
 )
 from audiollm.inference.text_likelihood import rounded_up
+from audiollm.inference.transcripts import Word
 from long_recordings import RATE, in_a_row, prompts
 from tiny_models import hearing_model
 
@@ -165,6 +167,31 @@ def test_a_file_and_standard_input_are_heard_alike(checkpoint, speech, tmp_path,
     assert "Zyx" in printed and printed.count("\n") < len(of_file)
 
 
+def test_a_terminal_shows_each_final_word_once(capsys) -> None:
+    words = [str(number) * 7 for number in range(10)] * 3
+    looks = [
+        LiveUpdate(tuple(Word(one, 0, 0, None) for one in words[n : n + 2]), " ".join(words), 0, False)
+        for n in range(0, 30, 2)
+    ]
+    column = 0
+    for look in [*looks, LiveUpdate((), "", 0, True)]:
+        column = listen.show(look, column, 40)
+    rows: list[str] = [""]
+    for part in re.split(r"(\x1b\[\d*[CK]|\r|\n)", re.sub(r"\x1b\[[02]m", "", capsys.readouterr().out)):
+        if part == "\n":
+            rows.append("")
+        elif part == "\r":
+            place = 0
+        elif part.endswith("C") and part.startswith("\x1b"):
+            place = int(part[2:-1])
+        elif part.startswith("\x1b"):
+            rows[-1] = rows[-1][:place]
+        else:
+            rows[-1] += part
+            assert len(rows[-1]) < 40
+    assert " ".join(rows).split() == words
+
+
 def test_a_file_is_paced_as_if_it_were_spoken_now(tmp_path, monkeypatch) -> None:
     path = tmp_path / "half.wav"
     soundfile.write(path, np.zeros(RATE // 2), RATE)
@@ -190,6 +217,12 @@ def test_bad_input_is_named(arguments, named, checkpoint, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         listen.main([*arguments, "--model", checkpoint])
     assert end.value.code == 2 and named in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("sound", [np.zeros((100, 2), np.float32), np.zeros(100, np.int16)])
+def test_sound_with_channels_or_integers_is_refused(sound, model, tiny_processor) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{sound.dtype} {sound.shape}")):
+        list(LiveTranscriber(model, tiny_processor).feed(sound))
 
 
 def test_half_a_sample_and_a_missing_microphone_are_named(monkeypatch) -> None:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.inference.live import LiveTranscriber
 from audiollm.inference.serving.service import ServingSettings
 from long_recordings import RATE, in_a_row, prompts
 from servers import client_of, in_thread
 from tiny_models import hearing_model
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import ConnectionClosedError, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 NAME, KEY = "tiny", "secret"
@@ -155,6 +156,17 @@ def test_what_cannot_be_used_is_said_and_the_socket_stays_open(message, named, s
         event = told(socket, message)
         assert event["type"] == "error" and named in event["error"]["message"]
         assert told(socket, {"type": "input_audio_buffer.clear"})["type"] == "input_audio_buffer.cleared"
+
+
+def test_a_failure_of_the_model_is_told_and_the_server_goes_on(model, tiny_processor, samples, monkeypatch) -> None:
+    with in_thread(model, tiny_processor, ServingSettings(NAME, api_key=KEY)) as (url, _):
+        with monkeypatch.context() as patch, socket_of(url) as socket:
+            patch.setattr(LiveTranscriber, "feed", lambda *_: torch.zeros(2, 3) @ torch.zeros(2))
+            event = told(socket, appended(samples[:4800])[0])
+            assert (event["type"], event["error"]["code"]) == ("error", "internal_error")
+            with pytest.raises(ConnectionClosedError):
+                socket.recv(WAIT_SECONDS)
+        socket_of(url).close()
 
 
 def test_a_prompt_reads_no_file(server, tmp_path) -> None:
