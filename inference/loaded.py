@@ -23,13 +23,15 @@ from .transcripts import SEGMENT, Transcript
 #: What a transcript calls a recording that is no file or URL.
 IN_MEMORY = "waveform"
 DEFAULT_BATCH_SIZE = 8
+#: Begins a recording that is a URL by itself.
+DATA_URL = "data:"
 
 
 class AudioLlm:
     """
     A model with its processor, as [`load`] returns them.
 
-    A recording is whatever the processor takes: a path, a URL, bytes, a waveform at any rate, or a `datasets` audio dict.
+    A recording is whatever the processor takes: a path, a URL, bytes, a waveform, or a `datasets` audio dict.
 
     Args:
         model, processor: a pair that belongs together. The model is put in evaluation mode.
@@ -61,6 +63,7 @@ class AudioLlm:
         timestamps: str = SEGMENT,
         context: str | Sequence[str] = (),
         progress: bool = False,
+        sampling_rate: int | None = None,
         **settings: Any,
     ) -> Transcript | list[Transcript | Failure]:
         """
@@ -72,6 +75,7 @@ class AudioLlm:
                 of windows alone.
             context: names and terms that may be said: a list, a text with commas, or a text file; for models with CTC posteriors.
             progress: show a bar of audio seconds.
+            sampling_rate: of waveforms, in Hz; by default the processor's, 16 kHz.
             settings: further ones of [`TranscribingSettings`], which override those of the checkpoint.
 
         Returns:
@@ -91,8 +95,8 @@ class AudioLlm:
         with TemporaryDirectory(prefix="audiollm-") as folder:
             files = []
             for number, one in enumerate(given):
-                if not isinstance(one, (str, os.PathLike)):
-                    path, waveform = f"{folder}/{number}.wav", self.processor.load_audio(one)
+                if not isinstance(one, (str, os.PathLike)) or str(one).startswith(DATA_URL):
+                    path, waveform = f"{folder}/{number}.wav", self.processor.load_audio(one, sampling_rate)
                     soundfile.write(path, waveform, self.processor.sampling_rate, subtype="FLOAT")
                     one = path
                 files.append(os.fspath(one))
@@ -128,6 +132,7 @@ class AudioLlm:
         question: str,
         max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS,
         batch_size: int = DEFAULT_BATCH_SIZE,
+        sampling_rate: int | None = None,
         **generate_options: Any,
     ) -> Any:
         """
@@ -138,12 +143,16 @@ class AudioLlm:
             question: with one `<audio>` where the recording stands, or none.
             max_new_tokens: bound on an answer, in tokens.
             batch_size: recordings at a time.
+            sampling_rate: of waveforms, in Hz; by default the processor's, 16 kHz.
             generate_options: of `generate`; greedy unless they say otherwise.
 
         Raises: as [`answering.answer`].
         """
         several = isinstance(recordings, (list, tuple))
-        conversations = [ask(question, recording) for recording in (recordings if several else [recordings])]
+        given = recordings if several else [recordings]
+        if sampling_rate is not None:
+            given = [self.processor.load_audio(one, sampling_rate) for one in given]
+        conversations = [ask(question, one) for one in given]
         answers = answer(self.model, self.processor, conversations, batch_size, max_new_tokens, **generate_options)
         return answers if several else answers[0]
 

@@ -144,7 +144,6 @@ class Session:
         #: Counts of the last answer; None before the first.
         self.report: AnswerReport | None = None
         self._system = system
-        self._recordings: dict[bytes, Recording] = {}
         self._messages: list[dict[str, Any]] = []
         self._answering = threading.Lock()
         self._cache: DynamicCache
@@ -165,7 +164,6 @@ class Session:
         """Start over: forget recordings and all messages but the system message."""
         self._refuse_while_answering()
         self._messages = [] if self._system is None else [{"role": "system", "content": self._system}]
-        self._recordings = {}
         self._forget_cache()
 
     def go_on_from(self, messages: Sequence[dict[str, Any]]) -> None:
@@ -181,7 +179,6 @@ class Session:
         """
         self._refuse_while_answering()
         self._messages = [self._loaded(message) for message in messages]
-        self._recordings = {recording.digest: recording for recording in recordings_of(self._messages)}
 
     def ask(self, text: str | None = None, *recordings: Any, **options: Any) -> str:
         """Return the answer to the next turn; see [`stream`]."""
@@ -336,13 +333,14 @@ class Session:
         if isinstance(message["content"], str):
             return dict(message)
         parts = []
+        known = {one.digest: one for one in (recordings_of(self._messages) if self._messages else ())}
         for part in message["content"]:
             if part["type"] == "audio":
                 name = next(name for name in AUDIO_SOURCES if part.get(name) is not None)
                 value = part[name]
                 recording = value if isinstance(value, Recording) else Recording.load(value, self.processor)
-                known = self._recordings.setdefault(recording.digest, recording)
-                part = {"type": "audio", "audio": known, "given": {**part, name: recording.source}}
+                recording = known.setdefault(recording.digest, recording)
+                part = {"type": "audio", "audio": recording, "given": {**part, name: recording.source}}
             parts.append(part)
         return {**message, "content": parts}
 

@@ -1,5 +1,6 @@
 """`audiollm.load`: transcripts, answers and conversations of a checkpoint in Python."""
 
+import base64
 from pathlib import Path
 
 import audiollm
@@ -42,11 +43,16 @@ def test_transcripts_are_those_of_the_transcriber(model, files) -> None:
 
 def test_recordings_of_every_kind(model, files) -> None:
     waveform = soundfile.read(files[0], dtype="float32")[0]
-    kinds = [waveform, Path(files[0]).read_bytes(), {"array": waveform, "sampling_rate": RATE}]
+    data = Path(files[0]).read_bytes()
+    url = f"data:audio/wav;base64,{base64.b64encode(data).decode()}"
+    kinds = [waveform, data, url, {"array": waveform, "sampling_rate": RATE}]
     expected = model.transcribe(files[0], **FEW)
     for found in (*model.transcribe(kinds, **FEW), model.transcribe(waveform, **FEW)):
         assert (found.text, found.seconds) == (expected.text, expected.seconds)
         assert found.audio == "waveform"
+    assert model.transcribe(waveform, sampling_rate=2 * RATE, **FEW).seconds == pytest.approx(expected.seconds / 2)
+    given, named = ({"array": waveform, "sampling_rate": 2 * RATE}, {"sampling_rate": 2 * RATE})
+    assert model.ask(waveform, "What is it?", **FEW, **named) == model.ask(given, "What is it?", **FEW)
 
 
 def test_what_cannot_be_used_is_named(model, files, tmp_path) -> None:
@@ -59,6 +65,8 @@ def test_what_cannot_be_used_is_named(model, files, tmp_path) -> None:
         model.transcribe(files[0], window=3)
     with pytest.raises(ValueError, match=r"^window_seconds is 31; expected"):
         model.transcribe(files[0], window_seconds=31)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        model.transcribe(files[0], batch_size=0)
     with pytest.raises(ValueError, match="'letter'"):
         model.transcribe(files[0], timestamps="letter")
     with pytest.raises(ValueError, match="--projector_readout pieces"):

@@ -1,6 +1,8 @@
 """Conversations with a kept cache: the answers of one read anew, with nothing run twice; and how they go on after trouble."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,7 +12,7 @@ import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.command_line.machine import is_out_of_memory
 from audiollm.inference.answering import answer
-from audiollm.inference.session import AnswerMemoryError, ContextLengthError, Session
+from audiollm.inference.session import AnswerMemoryError, ContextLengthError, Recording, Session
 from audiollm.processing import AudioError
 from long_recordings import noise
 from small_corpus import write_recordings
@@ -228,6 +230,13 @@ def test_what_is_too_long_is_refused_with_both_lengths(tiny_bases, tiny_processo
     with pytest.raises(ContextLengthError, match=r"is \d{3} tokens long, but the language model can hold 64"):
         session.ask("x" * 100)
     assert session.messages == []
+    recording = Recording.load(noise(5.0), tiny_processor)
+    with pytest.raises(ContextLengthError):
+        session.ask("Who?", recording)
+    refused = weakref.ref(recording)
+    del recording
+    gc.collect()
+    assert refused() is None  # its sound is let go
     session.ask("Hi", suppress_tokens=[4])
     assert session.report.finish_reason == "length"
     assert session.report.prompt_tokens + session.report.new_tokens == 64
