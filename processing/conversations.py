@@ -24,7 +24,8 @@ DEFAULT_CHAT_TEMPLATE = (
 )
 #: Label of a position that is not learned.
 IGNORED_LABEL = -100
-AUDIO_SOURCES = ("path", "audio", "url")
+#: Fields of an audio part that may hold the recording; the last is Qwen's.
+AUDIO_SOURCES = ("path", "audio", "url", "audio_url")
 #: Stands for an answer while its place is looked for: characters that no text contains.
 MARK = "\ue000\uf8ff\ue000"
 #: Opens what the assistant says, in templates written for training.

@@ -310,7 +310,7 @@ class AudioLlmProcessor(ProcessorMixin):
         Render conversations through the language model's own chat template, and encode them.
 
         A message's content is a string, in which `<audio>` stands for the next recording of `audio`, or a list of
-        typed parts: `{"type": "text", "text": ...}` and `{"type": "audio", "path" | "audio" | "url": ...}`. A part
+        typed parts: `{"type": "text", "text": ...}` and `{"type": "audio", "path" | "audio" | "url" | "audio_url": ...}`. A part
         `{"type": "audio"}` stands for the next recording of `audio` too.
 
         Args:

@@ -210,7 +210,13 @@ def test_a_recording_in_every_form(tiny_processor, waveform, tmp_path: Path) -> 
     soundfile.write(path, waveform, RATE_HZ, subtype="FLOAT")
     expected = tiny_processor.apply_chat_template(user(spoken(waveform)), tokenize=True)
     in_dict = {"array": waveform, "sampling_rate": RATE_HZ}
-    for form in (spoken(str(path), "path"), spoken(path.as_uri(), "url"), spoken(str(path), "url"), spoken(in_dict)):
+    for form in (
+        spoken(str(path), "path"),
+        spoken(path.as_uri(), "url"),
+        spoken(str(path), "audio_url"),
+        spoken(str(path), "url"),
+        spoken(in_dict),
+    ):
         assert equal(tiny_processor.apply_chat_template(user(form), tokenize=True), expected)
 
 
