@@ -322,6 +322,7 @@ class CtcRescorer:
         num_prefixes: int,
         before: str = "",
         letters: torch.Tensor | None = None,
+        beginning: str = "",
     ) -> str:
         """
         Return the text that both find likeliest, of CTC's own alone: lower case, no punctuation.
@@ -332,17 +333,23 @@ class CtcRescorer:
             num_prefixes: width of the search for them.
             before: text that was said before, which the language model reads first.
             letters: log-probabilities of the same stretch's letters, `(slots, 2 + letters)`, where the model reads them.
+            beginning: words that the text begins with.
         """
-        found = prefix_beam_search(log_probabilities, num_texts, num_prefixes, context=self.context)
-        texts = [self.lexicon.decode(classes) for classes, _ in found] + self._found_in_letters(
-            letters, num_texts, num_prefixes
-        )
-        unscored = [Candidate(text, (), True) for text in dict.fromkeys(texts)]
+        known = self.lexicon.encode(beginning)
+        found = prefix_beam_search(log_probabilities, num_texts, num_prefixes, context=self.context, beginning=known)
+        spelled = self.lexicon.decode(known)
+        texts = [self.lexicon.decode(classes) for classes, _ in found]
+        texts += self._found_in_letters(letters, num_texts, num_prefixes, spelled)
+        unscored = [Candidate(text, (), True) for text in dict.fromkeys(texts or [beginning])]
         candidates = self._with_ctc(unscored, log_probabilities, letters)
         if len(candidates) > 1:
             (candidates,) = self._with_language([candidates], [before])
         text = best_of(candidates, self.ctc_weight).text
         return text if self.context is None else self.context.spelled(text)
+
+    def sayable(self, text: str) -> str:
+        """Return a text as CTC's word pieces spell it."""
+        return self.lexicon.decode(self.lexicon.encode(text))
 
     def _with_language(self, rows: list[list[Candidate]], before: Sequence[str] = ()) -> list[list[Candidate]]:
         """
@@ -388,10 +395,12 @@ class CtcRescorer:
         ]
 
     def _found_in_letters(
-        self, scores: torch.Tensor | None, num_texts: int, num_followed: int = NUM_FOLLOWED
+        self, scores: torch.Tensor | None, num_texts: int, num_followed: int = NUM_FOLLOWED, beginning: str = ""
     ) -> list[str]:
         """Return texts of known words that fit the letters; none where the model has no list of words."""
-        return [] if scores is None or self.words is None else self.words.search(scores, num_texts, num_followed)
+        if scores is None or self.words is None:
+            return []
+        return self.words.search(scores, num_texts, num_followed, beginning)
 
     def _letter_logprobs(self, scores: torch.Tensor | None, texts: Sequence[str]) -> list[float] | list[None]:
         """Return the log-likelihood of each text's letters; None where the model reads none."""

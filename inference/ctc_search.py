@@ -18,6 +18,7 @@ def prefix_beam_search(
     num_prefixes: int = NUM_PREFIXES,
     num_pieces: int = NUM_PIECES,
     context: ContextTrie | None = None,
+    beginning: Sequence[int] = (),
 ) -> list[tuple[tuple[int, ...], float]]:
     """
     The likeliest class sequences, summed over their alignments (Hannun et al. 2014, arXiv:1408.2873).
@@ -29,6 +30,7 @@ def prefix_beam_search(
         num_best: how many to return at most.
         num_prefixes, num_pieces: how wide it is searched: with as many as there are, nothing is missed.
         context: words to favour.
+        beginning: classes that every sequence begins with.
 
     Returns:
         Sequences without blanks, the likeliest first, with their log-likelihoods as far as they were followed.
@@ -39,10 +41,11 @@ def prefix_beam_search(
     order = torch.from_numpy(favoured[:, BLANK + 1 :]).topk(num_pieces, dim=1).indices.numpy() + BLANK + 1
     # A prefix is a number: that it ends with `last[n]`, and goes on from the prefix `parent[n]`.
     numbers: dict[tuple[int, int], int] = {}
-    parent, last, states = [-1], [BLANK], [START]
+    parent, last, depths, states = [-1], [BLANK], [0], [START]
     alive = np.zeros(1, dtype=np.int64)
     ends_blank, ends_piece = np.zeros(1), np.full(1, -np.inf)
-    for slot, pieces in zip(scores, order):
+    for slot, likeliest in zip(scores, order):
+        pieces = np.array(list(dict.fromkeys([*likeliest.tolist(), *beginning])))
         endings = np.array([last[number] for number in alive.tolist()])
         total = np.logaddexp(ends_blank, ends_piece)
         stays_blank = total + slot[BLANK]
@@ -51,6 +54,9 @@ def prefix_beam_search(
         repeats = pieces[None] == endings[:, None]
         grows = np.where(repeats, ends_blank[:, None], total[:, None]) + slot[pieces][None]
         followed = alive.tolist()
+        for index, number in enumerate(followed):
+            if depths[number] < len(beginning):
+                grows[index, pieces != beginning[depths[number]]] = -np.inf
         place = {number: index for index, number in enumerate(followed)}
         column = {piece: index for index, piece in enumerate(pieces.tolist())}
         for index, number in enumerate(followed):  # what grows into a prefix that is followed already
@@ -72,12 +78,13 @@ def prefix_beam_search(
                 blanks.append(stays_blank[choice])
                 said.append(stays_piece[choice])
                 continue
-            source, target = divmod(int(choice) - len(alive), num_pieces)
+            source, target = divmod(int(choice) - len(alive), len(pieces))
             step = (int(alive[source]), int(pieces[target]))
             if step not in numbers:
                 numbers[step] = len(parent)
                 parent.append(step[0])
                 last.append(step[1])
+                depths.append(depths[step[0]] + 1)
                 states.append(context.step(states[step[0]], step[1]) if context is not None else START)
             survivors.append(numbers[step])
             blanks.append(-np.inf)
@@ -87,8 +94,8 @@ def prefix_beam_search(
     ranks = found
     if context is not None:
         ranks = found + SEARCH_BONUS * np.array([context.at_end(states[number]) for number in alive.tolist()])
-    best = np.argsort(-ranks, kind="stable")[:num_best]
-    return [(_classes(int(alive[index]), parent, last), float(found[index])) for index in best]
+    whole = [index for index in np.argsort(-ranks, kind="stable") if depths[alive[index]] >= len(beginning)]
+    return [(_classes(int(alive[index]), parent, last), float(found[index])) for index in whole[:num_best]]
 
 
 def _classes(number: int, parent: Sequence[int], last: Sequence[int]) -> tuple[int, ...]:

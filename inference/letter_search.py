@@ -54,7 +54,9 @@ class WordTrie:
             self.begun[node] = max(self.begun[node], worth)
         self.word[node] = max(self.word[node], worth)
 
-    def search(self, log_probabilities: torch.Tensor, num_best: int, num_followed: int = NUM_FOLLOWED) -> list[str]:
+    def search(
+        self, log_probabilities: torch.Tensor, num_best: int, num_followed: int = NUM_FOLLOWED, beginning: str = ""
+    ) -> list[str]:
         """
         Return the likeliest texts of the words, by a prefix beam search (Hannun et al. 2014, arXiv:1408.2873).
 
@@ -62,7 +64,9 @@ class WordTrie:
             log_probabilities: of the letters, `(slots, 2 + letters)`, the blank and the space first.
             num_best: how many to return at most.
             num_followed: texts that are followed at once.
+            beginning: words that every text begins with, known or not.
         """
+        begins = f"{beginning} " if beginning else ""
         # Of each text: its log-probability with a blank at the end and without one, its node, and what its words add.
         followed: list[tuple[str, tuple[float, float, int, float]]] = [("", (0.0, NEVER, 0, 0.0))]
         for slot in log_probabilities.detach().cpu().double().tolist():
@@ -76,7 +80,9 @@ class WordTrie:
                     if text.endswith(letter):  # it is another one only after a blank
                         _grow(grown, text, NEVER, ends_letter + logprob, node, words)
                         before = ends_blank
-                    if letter == " ":
+                    if len(text) < len(begins):
+                        following, worth = (0, 0.0) if begins.startswith(text + letter) else (-1, 0.0)
+                    elif letter == " ":
                         following, worth = 0, self.word[node]
                     else:
                         following, worth = self.children.get((node, letter), -1), 0.0
@@ -88,7 +94,7 @@ class WordTrie:
             score = _log_add(ends_blank, ends_letter) + words + (self.word[node] if node else 0.0)
             found[text.strip()] = max(score, found.get(text.strip(), NEVER))
         best = sorted(found, key=found.__getitem__, reverse=True)
-        return [text for text in best if found[text] > NEVER][:num_best]
+        return [text for text in best if found[text] > NEVER and f"{text} ".startswith(begins)][:num_best]
 
     def _rank(self, item: tuple[str, tuple[float, float, int, float]]) -> float:
         """Return what a text is followed for: its letters, its words, and the likeliest word that it may be in the midst of."""

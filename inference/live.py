@@ -5,7 +5,7 @@ Each new stretch of sound goes through the encoder with the few seconds before i
 length of a stream. What is encoded is always whole steps long: torch's libraries keep what they have prepared for each shape
 that they have seen. A word is final once it lies behind the newest sound and two looks in a row agree on it, or once a pause
 follows (local agreement, Liu et al. 2020, arXiv:2005.11185). Texts are chosen as in `audiollm transcribe`, by CTC and the
-language model together.
+language model together, among those that begin with the last final words: all of a short list are about what is new.
 """
 
 import math
@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from audiollm.command_line.machine import give_back_freed_memory
 from audiollm.projector import LETTER_FRAMES, slot_counts
 
 from .ctc_alignment import SECONDS_PER_FRAME, align_words, letter_log_probabilities, slot_log_probabilities
 from .ctc_rescoring import DEFAULT_CTC_WEIGHT, CtcRescorer
 from .session import model_lock
+from .spoken_pieces import spoken_form
 from .transcripts import Word
 from .windows import HOP_SECONDS, detect_voice
 
@@ -26,7 +28,8 @@ from .windows import HOP_SECONDS, detect_voice
 STEP_SECONDS = 0.64
 #: Sound that a word must lie behind before it becomes final, and the pause that makes everything before it final.
 SETTLING_SECONDS, PAUSE_SECONDS = 0.4, 0.6
-#: Sound before the last final word that is encoded again, as context of what follows, and the end of it that is read again.
+#: Sound before the last final word that is encoded again, as context of what follows, and the end of it whose words every
+#: text begins with.
 BEFORE_SECONDS, REREAD_SECONDS = 8.0, 2.0
 #: Sound since the last final word that is kept at most: where looks do not agree for so long, words become final without.
 MAX_NEW_SECONDS = 8.0
@@ -36,8 +39,6 @@ MAX_TAKEN_SECONDS = 5.0
 NUM_TEXTS, NUM_PREFIXES = 8, 16
 #: Final words that are remembered: those of the kept sound, and a dozen before it that the language model reads.
 MAX_WORDS_SAID = 40
-#: A final word that is heard again at the edge of the kept sound ends at most so much later than before.
-EDGE_SECONDS = 0.16
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,8 @@ class LiveTranscriber:
         self._kept = self._new = np.zeros(0, dtype=np.float32)  # sound of this look, and what has come after it
         self._first = 0  # samples before the kept ones
         self._final_end = 0.0
-        self._said: list[Word] = []  # the last final words
+        self._said: list[Word] = []  # the last final words of this utterance
         self._agreed: list[str] = []
-        self._is_new_utterance = True
 
     @property
     def seconds(self) -> float:
@@ -153,17 +153,18 @@ class LiveTranscriber:
         words = [] if is_settled else self._new_words()
         count = len(words) if is_pause else self._num_final(words)
         final = [replace(one, start_s=round(one.start_s, 3), end_s=round(one.end_s, 3)) for one in words[:count]]
-        if final and self._is_new_utterance:
+        if final and not self._said:
             final[0] = replace(final[0], text=final[0].text[:1].upper() + final[0].text[1:])
         pending = [one.text for one in words[count:]]
         self._agreed = pending
         if final:
             self._final_end = final[-1].end_s
             self._said = [*self._said, *final][-MAX_WORDS_SAID:]
-            self._is_new_utterance = False
         if is_pause:
-            self._is_new_utterance, self._said = True, self._said[-1:]
+            self._said = []
             self._final_end = max(self._final_end, voice_end)
+            if final:
+                give_back_freed_memory()
         self._forget()
         return LiveUpdate(tuple(final), " ".join(pending), self._heard, is_pause)
 
@@ -196,26 +197,24 @@ class LiveTranscriber:
             counts = [int(slot_counts(lengths, stack).sum())]
             scores = slot_log_probabilities(self.model, frames, lengths, counts)[0].cpu()
             (letters,) = letter_log_probabilities(self.model, frames, lengths, counts)
-            first = self._first_reread()
-            scores, begin = scores[first:], self._first / self._rate + first * self._slot_seconds
+            before, again = self._final_words()
+            known = self._rescorer.sayable(" ".join(one.text for one in again))
+            begin = again[0].start_s if again else self._final_end
+            first = max(0, int((begin - self._first / self._rate) / self._slot_seconds))
+            begin = self._first / self._rate + first * self._slot_seconds
+            scores = scores[first:]
             letters = None if letters is None else letters[first * stack // LETTER_FRAMES :]
-            text = self._rescorer.text_of(scores, NUM_TEXTS, NUM_PREFIXES, self._text_before(begin), letters)
+            texts = (" ".join(one.text for one in before), letters, known)
+            text = self._rescorer.text_of(scores, NUM_TEXTS, NUM_PREFIXES, *texts)
         words = align_words(self._rescorer.lexicon, scores, text, self._slot_seconds)
         timed = [replace(one, start_s=begin + one.start_s, end_s=min(begin + one.end_s, self._heard)) for one in words]
-        new = [one for one in timed if (one.start_s + one.end_s) / 2 > self._final_end]
-        last = self._said[-1].text.lower() if self._said else ""
-        if new and new[0].text.lower() == last and new[0].end_s <= self._final_end + EDGE_SECONDS:
-            new = new[1:]
-        return new
+        num_spoken = np.cumsum([len(spoken_form(one.text).split()) for one in timed])
+        return timed[int((num_spoken <= len(known.split())).sum()) :]
 
-    def _first_reread(self) -> int:
-        """Return the audio token of the kept sound from which it is read again."""
-        return max(0, int((self._final_end - REREAD_SECONDS - self._first / self._rate) / self._slot_seconds))
-
-    def _text_before(self, begin_s: float) -> str:
-        """Return the final words of this utterance that lie before a time."""
-        before = [one.text for one in self._said if one.end_s <= begin_s]
-        return "" if self._is_new_utterance else " ".join(before)
+    def _final_words(self) -> tuple[list[Word], list[Word]]:
+        """Return the final words of this utterance: those that the language model reads, and those that are heard again."""
+        edge = max(self._final_end - REREAD_SECONDS, self._first / self._rate)
+        return [one for one in self._said if one.start_s < edge], [one for one in self._said if one.start_s >= edge]
 
     def _forget(self) -> None:
         """Let go of the sound that no later look needs, so that whole steps are left."""

@@ -68,6 +68,16 @@ def test_likelihoods_are_torchs_and_those_of_all_alignments() -> None:
     assert ctc_log_likelihoods(scores, []) == []
 
 
+@pytest.mark.parametrize("beginning", [(1,), (3, 3), (2, 1, 2)])
+def test_texts_that_must_begin_so_are_the_likeliest_of_those(beginning: tuple[int, ...]) -> None:
+    scores = posteriors(3)
+    expected = {said: one for said, one in over_all_alignments(scores).items() if said[: len(beginning)] == beginning}
+    found = prefix_beam_search(scores, 1000, num_prefixes=10_000, num_pieces=CLASSES - 1, beginning=beginning)
+    assert dict(found) == pytest.approx(expected)
+    narrow = prefix_beam_search(scores, 1, num_prefixes=4, num_pieces=1, beginning=beginning)
+    assert [said[: len(beginning)] for said, _ in narrow] == [beginning]
+
+
 @pytest.fixture(scope="module")
 def lexicon() -> SpokenLexicon:
     tokenizer = character_tokenizer()

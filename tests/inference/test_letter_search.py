@@ -39,6 +39,10 @@ def test_the_likeliest_texts_of_the_words_are_found(seed, monkeypatch) -> None:
     assert WordTrie(LETTERS, WORDS).search(scores, 6, 100_000) == best[:6]
     assert WordTrie(LETTERS, WORDS).search(scores, 2, 100_000) == best[:2]
     assert WordTrie(LETTERS, WORDS).search(scores, 6, 2) != best[:6]
+    begun = [text for text in best if f"{text} ".startswith("a ")]
+    assert WordTrie(LETTERS, WORDS).search(scores, 6, 100_000, "a") != best[:6]
+    assert WordTrie(LETTERS, WORDS).search(scores, 100, 100_000, "a")[:1] == begun[:1]
+    assert set(WordTrie(LETTERS, WORDS).search(scores, 1000, 100_000, "a")) == set(begun)
 
 
 def spelled(text: str) -> torch.Tensor:
@@ -52,6 +56,8 @@ def test_only_known_and_expected_words_are_found() -> None:
     assert word_trie("abc", WORDS).search(spelled("bb"), 1) != ["bb"]
     assert word_trie("abc", WORDS, ("bb",)).search(spelled("bb"), 1) == ["bb"]
     assert word_trie("abc", ()).search(spelled("a"), 3) == [""]
+    # What a text must begin with need not be known.
+    assert word_trie("abc", WORDS).search(spelled("bb abba"), 1, beginning="bb") == ["bb abba"]
 
 
 def test_a_model_learns_words_of_texts_and_keeps_them(tiny_bases, tmp_path) -> None:
