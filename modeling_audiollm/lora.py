@@ -104,17 +104,18 @@ class MaskedLoraLinear(LoraLinear):
 
     masked: frozenset[str] = frozenset()
     base_changed = False
+    #: The only adapter, its name, A and B; None until they are looked for.
+    _only: tuple[str, nn.Linear, nn.Linear] | None = None
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         masks = _CALL.masks
         if masks is None:
             raise RuntimeError("A layer with LoRA was run outside of AudioLLM's forward, which says where it acts.")
-        if len(masks) == 1 and not torch.is_grad_enabled() and len(self.lora_A) == 1:
-            (name, mask), base = next(iter(masks.items())), self.base_layer
-            if name in self.lora_A and not self.training and is_plain_linear(base):
-                down, up = cast(nn.Linear, self.lora_A[name]).weight, cast(nn.Linear, self.lora_B[name]).weight
-                if not (down.is_meta or autocasts(x.device.type)):
-                    return self._inferred(x, cast(nn.Linear, base), mask, down, up, self.scaling[name])
+        if len(masks) == 1 and not (self.training or torch.is_grad_enabled()):
+            [(name, mask)] = masks.items()
+            found = self._inferred(x, name, mask)
+            if found is not None:
+                return found
         chosen = [(name, mask) for name, mask in masks.items() if name in self.lora_A]
         if torch.is_grad_enabled() and len(chosen) == 1 and self._can_fuse(x, chosen[0][0]):
             name, mask = chosen.pop()
@@ -133,25 +134,27 @@ class MaskedLoraLinear(LoraLinear):
                     result = self._updated(result, x, name, None)
         return result
 
-    @staticmethod
-    def _inferred(
-        x: torch.Tensor,
-        base: nn.Linear,
-        mask: torch.Tensor | None,
-        down: torch.Tensor,
-        up: torch.Tensor,
-        scaling: float,
-    ) -> torch.Tensor:
+    def _inferred(self, x: torch.Tensor, name: str, mask: torch.Tensor | None) -> torch.Tensor | None:
         """
-        Return the result without gradients for the only adapter, as [`_updated`] does.
+        Return the result of [`forward`] without gradients where `name` is the only adapter; None where it is not as simple.
 
         Hundreds of layers come here for each new token, so that each step of Python counts.
         """
-        result = nn.functional.linear(x, base.weight, base.bias)
-        low = nn.functional.linear(x, down.to(x.dtype))
+        if self._only is None or self._only[0] != name:
+            if len(self.lora_A) != 1 or name not in self.lora_A:
+                return None
+            self._only = (name, cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name]))
+        base, down, up = cast(nn.Linear, self.base_layer), self._only[1].weight, self._only[2].weight
+        weight = plain_weight(base)
+        if weight is None or down.is_meta or autocasts(x.device.type):
+            return None
+        result = nn.functional.linear(x, weight, base.bias)
+        if down.dtype != x.dtype:
+            down, up = down.to(x.dtype), up.to(x.dtype)
+        low = nn.functional.linear(x, down)
         if mask is not None:
             low = low * mask.to(x)
-        result.view(-1, result.shape[-1]).addmm_(low.view(-1, low.shape[-1]), up.to(x.dtype).T, alpha=scaling)
+        result.view(-1, result.shape[-1]).addmm_(low.view(-1, low.shape[-1]), up.T, alpha=self.scaling[name])
         return result
 
     def _updated(self, result: torch.Tensor, x: torch.Tensor, name: str, mask: torch.Tensor | None) -> torch.Tensor:
@@ -169,7 +172,7 @@ class MaskedLoraLinear(LoraLinear):
         if mask is not None:
             low = low * mask
         in_place = not torch.is_grad_enabled() and low.dtype == result.dtype and not autocasts(x.device.type)
-        if in_place and is_plain_linear(self.base_layer):
+        if in_place and plain_weight(self.base_layer) is not None:
             result.flatten(0, -2).addmm_(low.flatten(0, -2), up.weight.to(low.dtype).T, alpha=scaling)
             return result
         return result + nn.functional.linear(low, (up.weight * scaling).to(low.dtype)).to(result.dtype)
@@ -185,6 +188,7 @@ class MaskedLoraLinear(LoraLinear):
         if adapter_name in self.masked:
             raise ValueError(f"The model has an adapter {adapter_name!r} already. Give the new one another name.")
         trains = any(self.lora_A[own].weight.requires_grad for own in self.masked)
+        self._only = None
         super().update_layer(adapter_name, *args, **kwargs)
         if adapter_name in self.lora_variant or self.lora_bias[adapter_name]:
             raise ValueError(
@@ -198,6 +202,7 @@ class MaskedLoraLinear(LoraLinear):
             )
 
     def delete_adapter(self, adapter_name: str) -> None:
+        self._only = None
         super().delete_adapter(adapter_name)
         self.masked -= {adapter_name}
 
@@ -366,21 +371,23 @@ def accepts_keywords(module: nn.Module) -> bool:
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def is_plain_linear(layer: nn.Module) -> bool:
-    """Return True for torch's linear layer with unquantised weights, whose call is its class's and no more."""
+def plain_weight(layer: nn.Module) -> torch.Tensor | None:
+    """Return the weight of torch's linear layer, unquantised, whose call is its class's and no more; None of any other."""
     if type(layer) is not nn.Linear or "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
-        return False
-    return type(layer.weight) is nn.Parameter  # quantised ones may be of a class that not all operations know
+        return None
+    weight = layer.weight
+    return weight if type(weight) is nn.Parameter else None  # quantised ones may know few operations
 
 
 def can_fuse(base: nn.Module, x: torch.Tensor) -> bool:
     """Return True where `base` is a plain frozen linear layer in the precision of `x`."""
-    if not is_plain_linear(base):
+    weight = plain_weight(base)
+    if weight is None:
         return False
     device = x.device.type
     same_precision = not autocasts(device) or torch.get_autocast_dtype(device) == x.dtype
-    trains = base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
-    return same_precision and base.weight.dtype == x.dtype and not trains
+    trains = weight.requires_grad or (base.bias is not None and base.bias.requires_grad)
+    return same_precision and weight.dtype == x.dtype and not trains
 
 
 def autocasts(device: str) -> bool:
