@@ -84,7 +84,7 @@ def viterbi_states(log_probabilities: torch.Tensor, targets: Sequence[int]) -> n
 
 
 def slot_log_probabilities(
-    model, encoded_audio: torch.Tensor, encoded_audio_lengths: torch.Tensor, counts: Sequence[int]
+    model, encoded_audio: torch.Tensor, encoded_audio_lengths: torch.Tensor, counts: Sequence[int], first: int = 0
 ) -> list[torch.Tensor]:
     """
     Return the CTC log-probabilities of rows' audio tokens, `(slots, 1 + pieces)` each, the blank first, in float32.
@@ -93,10 +93,11 @@ def slot_log_probabilities(
         encoded_audio: encoder frames `(windows, max_frames, d_model)` of all rows in reading order.
         encoded_audio_lengths: `(windows,)`.
         counts: audio tokens of each row.
+        first: audio token of the first row that is the first to be read out.
     """
     projector, embeddings = model.model.multi_modal_projector, model.get_input_embeddings().weight
-    scores = projector.log_probabilities(encoded_audio, encoded_audio_lengths, embeddings)
-    return list(scores.float().split(counts))
+    scores = projector.log_probabilities(encoded_audio, encoded_audio_lengths, embeddings, first)
+    return list(scores.float().split([counts[0] - first, *counts[1:]]))
 
 
 def letter_log_probabilities(

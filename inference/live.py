@@ -30,7 +30,7 @@ STEP_SECONDS = 0.64
 SETTLING_SECONDS, PAUSE_SECONDS = 0.4, 0.6
 #: Sound before the last final word that is encoded again, as context of what follows, and the end of it whose words every
 #: text begins with.
-BEFORE_SECONDS, REREAD_SECONDS = 8.0, 2.0
+BEFORE_SECONDS, REREAD_SECONDS = 16.0, 2.0
 #: Sound since the last final word that is kept at most: where looks do not agree for so long, words become final without.
 MAX_NEW_SECONDS = 8.0
 #: Sound that is taken at a time.
@@ -193,16 +193,16 @@ class LiveTranscriber:
         features = {name: one.to(self.model.device) for name, one in self.processor.batch_features([sound]).items()}
         stack = self.model.config.stack_factor
         with model_lock(self.model):
-            frames, lengths = self.model.model.encode_audio(**features)
-            counts = [int(slot_counts(lengths, stack).sum())]
-            scores = slot_log_probabilities(self.model, frames, lengths, counts)[0].cpu()
-            (letters,) = letter_log_probabilities(self.model, frames, lengths, counts)
             before, again = self._final_words()
             known = self._rescorer.sayable(" ".join(one.text for one in again))
             begin = again[0].start_s if again else self._final_end
             first = max(0, int((begin - self._first / self._rate) / self._slot_seconds))
             begin = self._first / self._rate + first * self._slot_seconds
-            scores = scores[first:]
+            frames, lengths = self.model.model.encode_audio(**features)
+            counts = [int(slot_counts(lengths, stack).sum())]
+            read = first - first % (self._step_samples // self._slot_samples)  # whole steps: few shapes
+            scores = slot_log_probabilities(self.model, frames, lengths, counts, read)[0][first - read :].cpu()
+            (letters,) = letter_log_probabilities(self.model, frames, lengths, counts)
             letters = None if letters is None else letters[first * stack // LETTER_FRAMES :]
             texts = (" ".join(one.text for one in before), letters, known)
             text = self._rescorer.text_of(scores, NUM_TEXTS, NUM_PREFIXES, *texts)

@@ -282,11 +282,15 @@ class AudioLlmProjector(nn.Module):
         return self.linear_3(self.norm_context(hidden_states[mask]))
 
     def log_probabilities(
-        self, frames: torch.Tensor, num_frames: torch.Tensor, embeddings: torch.Tensor
+        self, frames: torch.Tensor, num_frames: torch.Tensor, embeddings: torch.Tensor, first: int = 0
     ) -> torch.Tensor:
-        """Return the CTC log-probabilities `(total_slots, 1 + pieces)` of the readout of pieces; see [`forward`]."""
+        """
+        Return the CTC log-probabilities `(total_slots, 1 + pieces)` of the readout of pieces, without those before `first`.
+
+        See [`forward`] for the other arguments.
+        """
         assert self.readout is not None, "This projector has no readout of pieces."
-        return self.readout.log_probabilities(self.project(*self.stack(frames, num_frames)), embeddings)
+        return self.readout.log_probabilities(self.project(*self.stack(frames, num_frames))[first:], embeddings)
 
     def forward(
         self, frames: torch.Tensor, num_frames: torch.Tensor, embeddings: torch.Tensor | None = None
