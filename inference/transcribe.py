@@ -50,7 +50,15 @@ class TranscribeArguments(OutputArguments):
 
     GROUPS: ClassVar = {
         "output": ("output_dir", "output_format", "timestamps", "overwrite", "progress"),
-        "transcription": ("prompt", "window_seconds", "max_new_tokens", "batch_size", "ctc_weight", "context"),
+        "transcription": (
+            "language",
+            "prompt",
+            "window_seconds",
+            "max_new_tokens",
+            "batch_size",
+            "ctc_weight",
+            "context",
+        ),
         "stretches without speech": ("voice_activity", "voice_threshold_db", "min_logprob"),
         **LoadingArguments.MODEL_GROUP,
     }
@@ -67,6 +75,9 @@ class TranscribeArguments(OutputArguments):
     )
     prompt: str | None = option(
         None, f"Question about each window, with <audio> in its place; by default {TRANSCRIBE_PROMPT!r}."
+    )
+    language: str | None = option(
+        None, "Language of the speech, by name or code, such as de: the question says it, to multilingual encoders."
     )
     batch_size: int = option(TranscribingSettings.batch_size, "Windows at a time.")
     max_new_tokens: int | None = option(
@@ -143,6 +154,7 @@ def run(sources: Sequence[Source], options: TranscribeArguments, several: bool) 
         ctc_weight=options.ctc_weight,
         timestamps=options.timestamps,
         context=options.context_words,
+        language=options.language,
     )
     model = options.load_model(checkpoint)
     transcriber = Transcriber(model, processor, settings, options.model or checkpoint, options.progress)

@@ -21,6 +21,8 @@ from audiollm.command_line.interruption import check_interrupted
 from audiollm.command_line.machine import give_back_freed_memory
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
+from transformers.utils import logging
 
 from .answer_ends import generate_to_ends
 from .answering import TRANSCRIBE_PROMPT, ask
@@ -37,6 +39,8 @@ from .session import model_lock
 from .streaming import StopWhenSet
 from .transcripts import SEGMENT, TIMESTAMPS, WORD, Passage, Skipped, Transcript, Word, add_skipped
 from .windows import RISE_DB, Window, cut_into_windows
+
+logger = logging.get_logger(__name__)
 
 #: Audio that is held to be sorted by length: ten minutes are 38 MB. More where two batches are longer.
 POOL_SECONDS, POOL_BATCHES = 600, 2
@@ -57,6 +61,8 @@ STORED_KINDS: dict[str, type | tuple[type, ...]] = {
     "max_new_tokens": int,
     WRITTEN_CANDIDATE: bool,
 }
+#: Tokens of the Whispers that know other languages than English; those that do not have fewer.
+MULTILINGUAL_VOCABULARY = 51_865
 #: Setting of former versions, which is passed over.
 FORMER_SETTING = "carry_context"
 
@@ -97,6 +103,7 @@ class TranscribingSettings:
 
     Attributes:
         prompt: the question about each window, with one `<audio>` or none.
+        language: of the speech, a name or a code such as "de", which is said in the question.
         window_seconds: longest window. A checkpoint may hold its own value; see [`stored_settings`]. None is
             [`default_window_seconds`].
         voice_activity: leave out stretches without a voice; see [`windows.detect_voice`] for `voice_rise_db`.
@@ -112,6 +119,7 @@ class TranscribingSettings:
     """
 
     prompt: str = TRANSCRIBE_PROMPT
+    language: str | None = None
     window_seconds: float | None = None
     voice_activity: bool = True
     voice_rise_db: float = RISE_DB
@@ -331,6 +339,15 @@ class Transcriber:
             )
         rescorer = CtcRescorer(model, processor.tokenizer, chosen, self.settings.context) if chosen else None
         self._rescorer = rescorer
+        self._question = settings.prompt
+        if settings.language is not None:
+            self._question += f" The language is {language_name(settings.language, model.config).title()}."
+        usual = stored_settings(model.generation_config).get("prompt", TRANSCRIBE_PROMPT)
+        if rescorer is not None and not writes_candidates(model.generation_config) and self._question != usual:
+            logger.warning_once(
+                "prompt and language change nothing here: the checkpoint's transcripts are what CTC hears. With ctc_weight 0, "
+                "the language model writes them."
+            )
         self._lexicon = spoken_lexicon(model, processor.tokenizer) if self.settings.timestamps == WORD else None
         self._bar: Any = None
         self._jobs: list[_Job] = []
@@ -507,7 +524,7 @@ class Transcriber:
     @torch.inference_mode()
     def _hear(self, waveforms: list[np.ndarray]) -> list[list[Phrase]]:
         """Return the phrases of windows, waveforms `(samples,)`: the first ones of all together, then the second ones."""
-        conversations = [ask(self.settings.prompt, waveform) for waveform in waveforms]
+        conversations = [ask(self._question, waveform) for waveform in waveforms]
         inputs = self.processor.apply_chat_template(
             conversations, tokenize=True, add_generation_prompt=True, padding_side="left"
         ).to(self.model.device)
@@ -642,6 +659,31 @@ def check_window(window_seconds: float, longest_window_s: float, name: str = "wi
             f"{name} is {window_seconds:g}; expected {MIN_WINDOW_SECONDS:g} to {longest_window_s:g}, the longest "
             "that the encoder takes."
         )
+
+
+def language_name(asked: str, config) -> str:
+    """
+    Return Whisper's name of a language, such as "german".
+
+    Args:
+        asked: its name or code, which may have a region: "German", "de", "de-AT".
+
+    Raises:
+        ValueError: Whisper knows no such language, or the model's Whisper knows English alone.
+    """
+    code = asked.strip().lower()
+    name = LANGUAGES.get(code.split("-")[0], code)
+    if name not in LANGUAGES.values():
+        raise ValueError(f"language is {asked[:100]!r}; expected a name or a code of ISO 639-1, such as en, de or hi.")
+    if name != "english" and knows_english_alone(config):
+        raise ValueError(f"language is {asked!r}, but the encoder knows English alone. Take a multilingual Whisper.")
+    return name
+
+
+def knows_english_alone(config) -> bool:
+    """Return whether the encoder is a Whisper that was trained on English alone."""
+    audio = config.audio_config
+    return audio.model_type.startswith("whisper") and audio.vocab_size < MULTILINGUAL_VOCABULARY
 
 
 def check_timestamps(timestamps: str, config) -> None:
