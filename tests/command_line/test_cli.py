@@ -63,7 +63,17 @@ def test_auto_classes_know_the_model_whatever_is_imported_first(order: int) -> N
 
 
 def test_inference_and_publishing_need_no_extra_and_a_missing_one_is_named() -> None:
-    of_extras = ["datasets", "jiwer", "kaldialign", "matplotlib", "pandas", "pyarrow", "gradio", "starlette", "uvicorn"]
+    of_extras = [
+        "datasets",
+        "jiwer",
+        "kaldialign",
+        "matplotlib",
+        "pandas",
+        "pyarrow",
+        "gradio",
+        "starlette",
+        "uvicorn",
+    ]
     rooms = [f"inference.{name}" for name in ("answering", "generate", "chat", "transcribe", "summarize", "export")]
     rooms += ["publishing.card", "publishing.push", "publishing.shrink", "command_line.embedded_bases"]
     statements = [f"import sys\nsys.modules.update(dict.fromkeys({of_extras}))"]
@@ -71,7 +81,7 @@ def test_inference_and_publishing_need_no_extra_and_a_missing_one_is_named() -> 
     statements += ["from audiollm.command_line import cli\nsys.argv = ['audiollm', 'serve']\ncli.main()"]
     done = with_torch("\n".join(statements))
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
-    assert "audiollm serve: the package" in done.stderr and "audiollm[serving]" in done.stderr
+    assert "starlette" in done.stderr and "audiollm[serving]" in done.stderr
 
 
 def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

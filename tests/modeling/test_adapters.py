@@ -115,9 +115,9 @@ def test_inputs_embeds_take_names(tiny_model) -> None:
     base, adapted = tiny_model(**batch).logits, tiny_model(**batch, **names).logits
     assert torch.equal(tiny_model(inputs_embeds=embeds).logits, base) and not torch.allclose(adapted, base)
     assert torch.equal(tiny_model(inputs_embeds=embeds, **names).logits, adapted)
-    given = {"inputs_embeds": embeds, "attention_mask": batch["attention_mask"]}
     options = {**names, "max_new_tokens": 6, "min_new_tokens": 6}
-    assert torch.equal(tiny_model.generate(**given, **options), tiny_model.generate(**batch, **options)[:, 6:])
+    answer = tiny_model.generate(inputs_embeds=embeds, attention_mask=batch["attention_mask"], **options)
+    assert torch.equal(answer, tiny_model.generate(**batch, **options)[:, 6:])
 
 
 @torch.no_grad()
@@ -149,10 +149,12 @@ def test_merging_is_the_adapter_on_every_row(tiny_model, two_adapters) -> None:
 
 
 @torch.no_grad()
-def test_fresh_adapters_do_nothing(tiny_bases) -> None:
+def test_fresh_adapters_do_nothing_and_fresh_audio_tokens_are_as_long_as_text(tiny_bases) -> None:
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases)
     batch = collate(model.config, mixed_rows(model.config))
-    assert torch.equal(model(**batch).logits, model(**batch, adapter_names=[None] * 5).logits)
+    out, embeddings = model(**batch), model.get_input_embeddings().weight
+    assert torch.equal(out.logits, model(**batch, adapter_names=[None] * 5).logits)
+    assert 0.5 < float(out.audio_hidden_states.square().mean().sqrt() / embeddings.square().mean().sqrt()) < 2.0
     built = AudioLlmForConditionalGeneration(model.config)
     lora_b = [value for name, value in built.named_parameters() if ".lora_B." in name]
     assert lora_b and not any(value.any() for value in lora_b)
