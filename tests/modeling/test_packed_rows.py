@@ -11,9 +11,8 @@ NUM_ITEMS = {"num_items_in_batch": torch.tensor(7)}
 
 
 @pytest.fixture
-def batch(tiny_model) -> dict[str, torch.Tensor]:
-    """Rows with one, several and no recordings, with labels on all text, the very first position included."""
-    return labelled(tiny_model.config, mixed_rows(tiny_model.config))
+def batch(supervised) -> dict[str, torch.Tensor]:
+    return supervised
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
 from audiollm.projector import AudioLlmProjector, PieceReadout
-from batches import TOLERANCE, collate, mixed_rows
+from batches import TOLERANCE
 from tiny_models import NUM_MEL_BINS
 from transformers import WhisperModel
 
@@ -14,7 +14,7 @@ LETTERS = "abcd'"
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
-def test_windows_are_stock_whispers_and_padding_is_no_matter(tiny_bases, tiny_model, attention: str) -> None:
+def test_windows_are_stock_whispers_and_padding_is_no_matter(tiny_bases, tiny_model, attention: str, batch) -> None:
     stock = WhisperModel.from_pretrained(tiny_bases[0], attn_implementation=attention).eval().encoder
     tiny_model.set_attn_implementation(attention)
     encode, tower = tiny_model.model.encode_audio, tiny_model.get_encoder(modality="audio")
@@ -31,7 +31,6 @@ def test_windows_are_stock_whispers_and_padding_is_no_matter(tiny_bases, tiny_mo
     frames, lengths = encode(torch.nn.functional.pad(short, (0, 423)), mask)
     assert lengths.item() == 39
     torch.testing.assert_close(frames[:, :39], encode(short)[0], **TOLERANCE)
-    batch = collate(tiny_model.config, mixed_rows(tiny_model.config))
     expected = tiny_model(**batch).logits
     for filler in (1e4, float("nan")):
         batch["input_features"].masked_fill_(~batch["input_features_mask"].bool()[:, None, :], filler)

@@ -17,7 +17,7 @@ from loopback_site import serving
 
 INT16_SCALE = 2**15
 LOSSLESS = ("wav", "flac", "aiff")
-#: How alike a lossy codec leaves a smooth tone.
+#: Likeness that a lossy codec leaves of a smooth tone.
 LOSSY_LIKENESS = 0.99
 
 

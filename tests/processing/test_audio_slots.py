@@ -1,4 +1,4 @@
-"""The slots that the processor writes are the audio tokens that the model makes, for any length and stack factor."""
+"""The slots that the processor writes are the audio tokens that the model makes; long waveforms are cut where it is quiet."""
 
 import math
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmProcessor
 from audiollm.audio_tower import AudioTower, encoder_frame_counts
+from audiollm.processing.cutting import QUIET_SECONDS, cut_at_quiet, quietest_moment
 from audiollm.projector import AudioLlmProjector, slot_counts
 from tiny_models import character_tokenizer, llama_config, whisper_config
 
@@ -64,3 +65,29 @@ def test_frames_are_those_of_whispers_own_extractor(processors, extractor):
         np.testing.assert_allclose(found, padded[:, : math.ceil(num_samples / HOP_SAMPLES)], atol=ROUNDING, rtol=0)
         if num_samples == WINDOW_SAMPLES:
             np.testing.assert_array_equal(found, padded)
+
+
+# ---- cutting at quiet moments -----------------------------------------------------------------------------------------
+
+
+RATE = 1_000
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_moment_is_the_one_that_a_plain_sum_finds(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    waveform = generator.standard_normal(3 * RATE).astype(np.float32)
+    sums = np.convolve(
+        np.square(waveform[RATE : 2 * RATE], dtype=np.float64), np.ones(int(QUIET_SECONDS * RATE)), "same"
+    )
+    assert quietest_moment(waveform, RATE, 2 * RATE, RATE) == RATE + int(sums.argmin())
+
+
+def test_pieces_are_the_waveform_and_end_in_its_gaps() -> None:
+    waveform = np.random.default_rng(0).standard_normal(10 * RATE).astype(np.float32)
+    for second in range(10):
+        waveform[second * RATE + 600 : second * RATE + 900] = 0
+    pieces = cut_at_quiet(waveform, 3 * RATE, RATE)
+    assert np.array_equal(np.concatenate(pieces), waveform) and len(pieces) > 3
+    ends = np.cumsum([len(piece) for piece in pieces])[:-1]
+    assert max(map(len, pieces)) <= 3 * RATE and all(600 <= end % RATE <= 900 for end in ends)

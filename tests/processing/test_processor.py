@@ -353,7 +353,7 @@ def test_arguments_and_parts_at_loading_come_first(tiny_processor, tmp_path) -> 
 
 
 def test_bases_are_composed_from_folders_and_from_embedded_ids(tiny_bases, real_bases, clips):
-    """(tests/modeling/test_inputs.py has bases that are not there.)"""
+    """(tests/modeling/test_common_invariants.py has bases that are not there.)"""
     tiny = AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases, stack_factor=2)
     assert (tiny.stack_factor, tiny.text_vocab_size) == (2, TEXT_VOCAB_SIZE)
     real = AudioLlmProcessor.from_audio_text_pretrained(*real_bases)
