@@ -73,25 +73,22 @@ def test_rows_of_a_foreign_cache_are_not_guessed(tiny_model) -> None:
 
 
 @torch.no_grad()
-def test_named_adapters_in_one_batch(two_adapters) -> None:
+def test_named_adapters_in_one_batch(two_adapters, batch) -> None:
     config = two_adapters.config
-    rows = mixed_rows(config)
-    names = ["speech", "sound", "sound", None, None]
-    logits = two_adapters(**collate(config, rows), adapter_names=names).logits
+    rows, names = mixed_rows(config), ["speech", "sound", "sound", None, None]
+    logits = two_adapters(**batch, adapter_names=names).logits
     for index, (row, name) in enumerate(zip(rows, names)):
-        alone = two_adapters(**collate(config, [row]), adapter_names=[name]).logits[0]
-        torch.testing.assert_close(logits[index, -len(row.ids) :], alone, **TOLERANCE)
-        others = [other for other in ("speech", "sound", None) if other != name]
-        for other in others:
-            different = two_adapters(**collate(config, [row]), adapter_names=[other]).logits[0]
-            assert not torch.allclose(alone, different, **TOLERANCE)
-    batch = collate(config, rows)
+        for each in ("speech", "sound", None):
+            alone = two_adapters(**collate(config, [row]), adapter_names=[each]).logits[0]
+            assert torch.allclose(logits[index, -len(row.ids) :], alone, **TOLERANCE) == (each == name)
     by_default = two_adapters(**batch, adapter_names=["speech", None, "speech", None, "speech"]).logits
     assert torch.equal(two_adapters(**batch).logits, by_default)
-    with pytest.raises(ValueError, match=r"no adapter \['musik'\].*speech.*sound"):
-        two_adapters(**batch, adapter_names=["musik", *names[1:]])
-    with pytest.raises(ValueError, match="4 adapter names for a batch of 5 rows"):
-        two_adapters(**batch, adapter_names=names[1:])
+    for wrong, words in (
+        (["musik", *names[1:]], r"no adapter \['musik'\].*speech.*sound"),
+        (names[1:], "4 adapter names for a batch of 5 rows"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            two_adapters(**batch, adapter_names=wrong)
 
 
 def test_beams_with_names(two_adapters) -> None:

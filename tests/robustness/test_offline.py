@@ -107,14 +107,11 @@ def test_of_two_embedded_bases_the_missing_one_is_named(place, cache, tmp_path, 
         assert f"put that file into {tmp_path / 'audiollm/wheels'}" in each
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+def test_a_dataset_or_whisper_of_the_hub_is_named(place, cache, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    for line in (
         "prepare huggingface org/it --output {out}",
         "train --data_path hub:org/it --output_dir {out}",
         "evaluate --model {model} --whisper org/it --data_path {data} --audio_dir {recordings}",
-    ],
-)
-def test_a_dataset_or_whisper_of_the_hub_is_named(place, cache, line, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    assert "org/it" in said_by(line.format(out=tmp_path / "out", **vars(place)).split(), capsys)
+    ):
+        assert "org/it" in said_by(line.format(out=tmp_path / "out", **vars(place)).split(), capsys)
