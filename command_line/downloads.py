@@ -25,7 +25,7 @@ BLOCK_BYTES = 1 << 20
 SOCKET_TIMEOUT_SECONDS = 60
 DOWNLOAD_ATTEMPTS = 5  # in a row that bring little
 MIN_PROGRESS_BYTES = 1 << 20  # an attempt that brought this much starts the count again
-RETRY_WAIT_SECONDS = 1.0  # doubled after each attempt that brought nothing
+RETRY_WAIT_SECONDS = 1.0  # doubled with each attempt that brought little
 RANGE_NOT_SATISFIABLE = 416
 #: Client errors that asking again may change: timeout, too early, too many requests.
 PASSING_CLIENT_ERRORS = (408, 425, 429)
@@ -63,16 +63,15 @@ def download(urls: Sequence[str], target: Path, checksum: str, size: int, progre
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part, rejected = (target.with_name(target.name + suffix) for suffix in (PART_SUFFIX, REJECTED_SUFFIX))
+    failures: list[DownloadError] = []
     with FileLock(target.with_name(f".{target.name}.lock")):
         if target.exists():
-            advice = f"It was set aside as {rejected.name}: run again."
             try:
-                verify_checksum(target, checksum, advice, progress)
+                verify_checksum(target, checksum, f"It was set aside as {rejected.name}: run again.", progress)
             except ChecksumError:
                 os.replace(target, rejected)
                 raise
             return target
-        failures: list[DownloadError] = []
         for url in urls:
             try:
                 _from_one_mirror(url, part, rejected, checksum, size, progress)
@@ -127,7 +126,7 @@ def _fill(url: str, part: Path, size: int, progress: bool) -> None:
     """Fill `part` with all of `url`'s bytes, however many attempts that takes while they bring something."""
     if _length(part) > size:
         part.unlink()
-    name, wait, failures = part.name.removesuffix(PART_SUFFIX), RETRY_WAIT_SECONDS, 0
+    name, failures = part.name.removesuffix(PART_SUFFIX), 0
     with tqdm(total=size, unit="B", unit_scale=True, desc=name, disable=not progress) as bar:
         while True:
             offset = _length(part)
@@ -146,18 +145,14 @@ def _fill(url: str, part: Path, size: int, progress: bool) -> None:
                 if is_refused or any(lasting in reason for lasting in LASTING_REASONS):
                     raise DownloadError(f"Downloading {url} failed: {error}.") from error
                 cause = error
-            have = _length(part)
-            failures = 1 if have - offset >= MIN_PROGRESS_BYTES else failures + 1
+            brought = _length(part) - offset
+            failures = 1 if brought >= MIN_PROGRESS_BYTES else failures + 1
             if failures >= DOWNLOAD_ATTEMPTS:
                 raise DownloadError(
-                    f"Downloading {url} failed {failures} times, last by: {cause}. {have} bytes are kept in {part}: run "
-                    "again to continue from there."
+                    f"Downloading {url} failed {failures} times, last by: {cause}. {offset + brought} bytes are kept in "
+                    f"{part}: run again to continue from there."
                 ) from cause
-            if have == offset:
-                time.sleep(wait)
-                wait *= 2
-            else:
-                wait = RETRY_WAIT_SECONDS
+            time.sleep(0 if brought else RETRY_WAIT_SECONDS * 2 ** (failures - 1))
 
 
 def _receive(url: str, part: Path, offset: int, size: int, bar: tqdm) -> None:

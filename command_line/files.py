@@ -3,11 +3,11 @@
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -46,10 +46,8 @@ def is_inside(path: StrPath, folder: StrPath) -> bool:
 
 def sha256_of(source: StrPath | bytes) -> str:
     """Return the SHA-256 of a file, or of bytes, in hexadecimal digits."""
-    if isinstance(source, (bytes, bytearray)):
-        return hashlib.sha256(source).hexdigest()
-    with open(source, "rb") as file:
-        digest = hashlib.sha256()
+    digest = hashlib.sha256()
+    with io.BytesIO(source) if isinstance(source, (bytes, bytearray)) else open(source, "rb") as file:
         while block := file.read(BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
@@ -72,7 +70,7 @@ def written(path: StrPath, mode: str = "w", tag: str | None = None, **options: A
     Readers see the former file or the whole new one. The folder is made if need be. No link is followed.
 
     Args:
-        path: Where the file goes.
+        path: The place of the file.
         mode: "w" for text in UTF-8 with "\\n" at line ends, or "wb".
         tag: Part of the temporary name. By default it names the process and thread, so that several may write the same
             file. With "" the next run replaces what a kill has left, and the caller keeps other processes away.
@@ -107,13 +105,11 @@ def write_json(path: StrPath, value: Any, tag: str | None = None) -> None:
 @contextmanager
 def appearing_whole(output: Path) -> Iterator[Path]:
     """Yield a folder beside `output` that replaces it when the block ends, or is removed if the block fails."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.partial-", dir=output.parent))
+    partial = partial_path(output, str(os.getpid()))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     try:
         yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o777 & ~umask)
         os.replace(partial, output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

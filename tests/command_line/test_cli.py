@@ -12,18 +12,20 @@ import prepared_python
 import pytest
 from audiollm.command_line import cli
 
-#: What takes longer to import than all else that help does.
+#: Packages that take longer to import than all else that help does.
 HEAVY = {"accelerate", "datasets", "huggingface_hub", "numpy", "pandas", "peft", "pyarrow", "torch", "transformers"}
 #: Runs statements and prints which modules they have imported, in the last line.
 IMPORTED = "import json, sys\n{}\nprint('\\n' + json.dumps(sorted(sys.modules)))"
-#: Shows the help of a command as the console script does.
+#: Shows the help of all commands as the console script does, each with a form feed after it.
 HELP = """
 from audiollm.command_line import cli
-sys.argv = ["audiollm", {!r}, "--help"]
-try:
-    cli.main()
-except SystemExit as error:
-    assert not error.code
+for name in cli.COMMANDS:
+    sys.argv = ["audiollm", name, "--help"]
+    try:
+        cli.main()
+    except SystemExit as error:
+        assert not error.code
+    print("\\f")
 """
 
 
@@ -47,28 +49,21 @@ def test_the_package_imports_nothing_heavy() -> None:
     assert not run("import audiollm, audiollm.command_line.cli")[1] & HEAVY
 
 
-@pytest.mark.parametrize(
-    "statements",
-    [
-        "import audiollm\nfrom transformers import AutoModel, AutoProcessor",
-        "from transformers import AutoModel, AutoProcessor\nimport audiollm",
-        "from audiollm import AudioLlmProcessor\nfrom transformers import AutoModel, AutoProcessor",
-    ],
-)
-def test_auto_classes_know_the_model_whatever_is_imported_first(statements: str) -> None:
+@pytest.mark.parametrize("order", [1, -1], ids=["ours first", "theirs first"])
+def test_auto_classes_know_the_model_whatever_is_imported_first(order: int) -> None:
+    imports = ["import audiollm", "from transformers import AutoConfig, AutoModel"][::order]
     checks = [
-        "from transformers import AutoConfig",
         "config = AutoConfig.for_model('audiollm')",
         "assert type(config) in AutoModel._model_mapping",
         "from transformers.models.auto.processing_auto import PROCESSOR_MAPPING",
         "assert PROCESSOR_MAPPING[type(config)].__name__ == 'AudioLlmProcessor'",
     ]
-    done = with_torch("\n".join([statements, *checks]))
+    done = with_torch("\n".join([*imports, *checks]))
     assert done.returncode == 0, done.stderr
 
 
-def test_inference_and_publishing_need_no_extra() -> None:
-    of_extras = (
+def test_inference_and_publishing_need_no_extra_and_a_missing_one_is_named() -> None:
+    of_extras = [
         "datasets",
         "jiwer",
         "kaldialign",
@@ -78,24 +73,15 @@ def test_inference_and_publishing_need_no_extra() -> None:
         "gradio",
         "starlette",
         "uvicorn",
-    )
+    ]
     rooms = [f"inference.{name}" for name in ("answering", "generate", "chat", "transcribe", "summarize", "export")]
     rooms += ["publishing.card", "publishing.push", "publishing.shrink", "command_line.embedded_bases"]
-    without = f"import sys\nsys.modules.update(dict.fromkeys({of_extras}))\n"
-    done = with_torch(without + "".join(f"import audiollm.{room}\n" for room in rooms))
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("command", "package", "extra"), [("train", "datasets", "train"), ("serve", "starlette", "serving")]
-)
-def test_a_missing_extra_is_named(command: str, package: str, extra: str) -> None:
-    missing = f"import sys\nsys.modules[{package!r}] = None\n"
-    done = with_torch(
-        missing + f"from audiollm.command_line import cli\nsys.argv = ['audiollm', {command!r}]\ncli.main()"
-    )
-    assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert package in done.stderr and f"audiollm[{extra}]" in done.stderr
+    statements = [f"import sys\nsys.modules.update(dict.fromkeys({of_extras}))"]
+    statements += [f"import audiollm.{room}" for room in rooms]
+    statements += ["from audiollm.command_line import cli\nsys.argv = ['audiollm', 'serve']\ncli.main()"]
+    done = with_torch("\n".join(statements))
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert "starlette" in done.stderr and "audiollm[serving]" in done.stderr
 
 
 def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,43 +89,39 @@ def call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     cli.main()
 
 
-def test_help_lists_all_commands(monkeypatch, capsys) -> None:
+def test_help_lists_all_commands_and_so_does_the_refusal_of_another(monkeypatch, capsys) -> None:
     call([], monkeypatch)
     printed = capsys.readouterr().out
-    for name, (_, what) in cli.COMMANDS.items():
-        assert f"{name} " in printed and what in printed
+    assert all(f"{name} " in printed and what in printed for name, (_, what) in cli.COMMANDS.items())
     call(["--help"], monkeypatch)
     assert capsys.readouterr().out == printed
-
-
-def test_an_unknown_command_is_refused_with_the_known_ones(monkeypatch) -> None:
-    with pytest.raises(SystemExit) as caught:
+    with pytest.raises(SystemExit, match="no command 'trian'") as caught:
         call(["trian", "--help"], monkeypatch)
-    assert "no command 'trian'" in str(caught.value.code)
     assert all(name in str(caught.value.code) for name in cli.COMMANDS)
 
 
-@pytest.mark.parametrize("name", list(cli.COMMANDS))
-def test_help_is_the_same_without_the_libraries(name: str, monkeypatch, capsys) -> None:
+def test_help_is_the_same_without_the_libraries(monkeypatch, capsys) -> None:
     """In a process of its own no library is imported; here they are, and the parser reads the real classes."""
     monkeypatch.setenv("COLUMNS", "100")
-    with pytest.raises(SystemExit) as caught:
-        call([name, "--help"], monkeypatch)
-    assert caught.value.code == 0
-    expected = capsys.readouterr().out
-    printed, modules = run(HELP.format(name))
+    printed, modules = run(HELP)
     assert not modules & HEAVY
-    if name == "train":  # whose further options are transformers' own
-        assert len(printed) > 2000 and {*re.findall(r"--\w+", printed)} < {*re.findall(r"--\w+", expected)}
-    else:
-        assert printed.strip() == expected.strip()
+    for name, light in zip(cli.COMMANDS, printed.rstrip("\n\f").split("\f"), strict=True):
+        with pytest.raises(SystemExit) as caught:
+            call([name, "--help"], monkeypatch)
+        assert caught.value.code == 0
+        expected = capsys.readouterr().out
+        if name == "train":  # whose further options are transformers' own
+            assert len(light) > 2000 and {*re.findall(r"--\w+", light)} < {*re.findall(r"--\w+", expected)}
+        else:
+            assert light.strip() == expected.strip()
 
 
 def test_the_console_script_ends_with_status_and_message() -> None:
     script = Path(sys.executable).with_name("audiollm")
     start = [str(script)] if script.exists() else [sys.executable, "-m", "audiollm.command_line.cli"]
-    done = subprocess.run([*start, "bases", "no-such-base"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1 and "'no-such-base'" in done.stderr and "Traceback" not in done.stderr
+    for arguments, status, words in ((["bases", "no-such"], 1, "'no-such'"), (["--version"], 0, version("audiollm"))):
+        done = subprocess.run([*start, *arguments], capture_output=True, text=True, timeout=120)
+        assert done.returncode == status and words in done.stderr + done.stdout and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("given", "expected"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
@@ -147,11 +129,6 @@ def test_threads_wait_passively_before_torch_is_loaded(given: str | None, expect
     code = "import os, audiollm; print(os.environ)"
     printed, modules = run(code, **({"OMP_WAIT_POLICY": given} if given else {}))
     assert f"'OMP_WAIT_POLICY': '{expected}'" in printed and "torch" not in modules
-
-
-def test_the_version_is_that_of_the_package() -> None:
-    printed, _ = run("from audiollm.command_line import cli; sys.argv = ['audiollm', '--version']; cli.main()")
-    assert printed.strip() == version("audiollm")
 
 
 @pytest.mark.parametrize("error", ["KeyboardInterrupt()", "RuntimeError('torch was imported by half')"])

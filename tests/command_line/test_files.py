@@ -21,6 +21,8 @@ from audiollm.command_line.files import (
 def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "made" / "file.txt"
     write_whole(path, "first\n")
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
     with pytest.raises(RuntimeError, match="stop"), written(path) as file:
         file.write("half")
         file.flush()
@@ -39,12 +41,6 @@ def test_no_link_is_written_through(tmp_path: Path) -> None:
     write_whole(tmp_path / "file", "new", tag="")
     assert (tmp_path / "other").read_text() == "mine" and (tmp_path / "file").read_text() == "new"
     assert sorted(os.listdir(tmp_path)) == ["file", "other"] and partial_path(tmp_path / "a").name == ".a.partial"
-
-
-def test_the_file_has_the_permissions_of_any_other(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_text("")
-    write_whole(tmp_path / "whole", "")
-    assert (tmp_path / "whole").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
 @pytest.mark.parametrize("torn", [b"", b'{"n": 3', b"\0" * 5, b"x" * (3 << 20)])
@@ -72,13 +68,10 @@ def test_a_corrupt_line_is_named_and_mending_cuts_there(tmp_path: Path, corrupt:
     assert journal.mend(lambda entry: entry["n"] > 1) == 0 and journal.path.read_bytes() == b""
 
 
-def test_checksums(tmp_path: Path) -> None:
+def test_names_and_checksums(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"abc")
     expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     assert sha256_of(tmp_path / "file") == sha256_of(b"abc") == expected
-
-
-def test_names() -> None:
     assert is_audio("a/b.WAV") and is_audio(Path("x.m4a")) and not is_audio("wav") and not is_audio("a.txt")
     assert len(set(AUDIO_SUFFIXES)) == len(AUDIO_SUFFIXES)
     assert is_inside("/a/b/c", "/a/b") and is_inside("/a/b/../b/c", "/a/b/") and is_inside("x", ".")

@@ -70,28 +70,21 @@ def test_sub_configs_as_dicts_and_objects() -> None:
     assert (plain.audio_config.model_type, plain.text_config.model_type) == ("whisper", "llama")
 
 
-@pytest.mark.parametrize("use_diff", [True, False])
-@pytest.mark.parametrize("fields", [{}, ALL_FIELDS, {"lora_rank": 0}], ids=["defaults", "all-fields", "no-lora"])
-def test_json_round_trip(tmp_path, fields, use_diff: bool) -> None:
+#: Defaults that depend on the language model, of another one: they must not be taken for what goes without saying.
+OF_ANOTHER_MODEL = {
+    name: getattr(AudioLlmConfig(), name)
+    for name in ("projector_hidden_size", "audio_begin_token_id", "audio_token_id", "audio_end_token_id")
+}
+
+
+@pytest.mark.parametrize("fields", [{}, ALL_FIELDS, {"lora_rank": 0}, OF_ANOTHER_MODEL], ids=len)
+def test_what_is_written_is_what_is_read(tmp_path, fields) -> None:
     config = tiny_config(**fields)
-    for name, value in fields.items():
-        assert getattr(config, name) == value
-    config.to_json_file(tmp_path / "config.json", use_diff=use_diff)
-    for read in (AudioLlmConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
-        assert type(read) is AudioLlmConfig
-        assert read.to_diff_dict() == config.to_diff_dict()
-    again = AudioLlmConfig.from_dict(json.loads(config.to_json_string()))
-    assert again.to_diff_dict() == config.to_diff_dict()
-
-
-def test_values_that_equal_another_models_default_are_kept(tmp_path) -> None:
-    """A default that depends on the language model must not be taken for one that goes without saying."""
-    big = AudioLlmConfig()
-    names = "projector_hidden_size", "audio_begin_token_id", "audio_token_id", "audio_end_token_id"
-    fields = {name: getattr(big, name) for name in names}
-    tiny_config(**fields).save_pretrained(tmp_path)
-    read = AudioLlmConfig.from_pretrained(tmp_path)
-    assert {name: getattr(read, name) for name in fields} == fields
+    for use_diff in (True, False):
+        config.to_json_file(tmp_path / "config.json", use_diff=use_diff)
+        for read in (AudioLlmConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
+            assert type(read) is AudioLlmConfig and read.to_diff_dict() == config.to_diff_dict()
+            assert {name: getattr(read, name) for name in fields} == fields
 
 
 def test_configs_from_before_and_after_a_field_existed_load(tmp_path) -> None:
@@ -105,17 +98,13 @@ def test_configs_from_before_and_after_a_field_existed_load(tmp_path) -> None:
 
 IMPOSSIBLE = [
     ({"projector_type": "qformer"}, "projector_type is 'qformer'; expected one of"),
-    ({"weight_format": "half"}, "weight_format is 'half'; expected one of"),
     ({"stack_factor": 0}, "stack_factor is 0; expected an integer of at least 1"),
     ({"stack_factor": True}, "stack_factor is True; expected an integer"),
     ({"stack_factor": 1501}, "stack_factor is 1501; expected at most 1500"),
     ({"projector_hidden_size": 31}, "projector_hidden_size is 31; expected an even number"),
     ({"projector_norm_eps": 0}, "projector_norm_eps is 0; expected a number above 0"),
-    ({"projector_context_layers": -1}, "projector_context_layers is -1; expected an integer of at least 0"),
-    ({"projector_letters": "aba"}, "projector_letters is 'aba'; expected None, or letters"),
     ({"projector_letters": "a b"}, "projector_letters is 'a b'; expected None, or letters that are .* without space"),
     ({"projector_letters": "ab"}, "projector_letters is 'ab'; expected None, because projector_readout is 'direct'"),
-    ({"lora_rank": -1}, "lora_rank is -1; expected an integer of at least 0"),
     ({"lora_alpha": "32"}, "lora alpha is '32'; expected a number"),
     ({"lora_dropout": 1.0}, "lora dropout is 1.0; expected a number from 0 to below 1"),
     ({"lora_target_modules": ["q_proj", 3]}, "target_modules is .* expected a non-empty list of module names"),
@@ -131,7 +120,6 @@ IMPOSSIBLE = [
     ({"audio_config": "openai/whisper-tiny"}, "audio_config must be a dict or a configuration object, got str"),
     ({"text_config": T5Config()}, "text_config.model_type is .*; expected the configuration of a decoder-only"),
     ({"text_config": AutoConfig.for_model("llava")}, "text_config.model_type is 'llava'; expected"),
-    ({"text_config": whisper_config()}, "text_config.model_type is .*; expected the configuration of a decoder-only"),
 ]
 
 

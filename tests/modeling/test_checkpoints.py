@@ -68,18 +68,16 @@ def test_what_trains_is_float32_in_a_model_made_in_half_precision(tiny_model) ->
 
 
 @pytest.mark.quick
-def test_auto_classes(tiny_model, tiny_processor, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path)
-    tiny_processor.save_pretrained(tmp_path)
-    assert type(AutoConfig.from_pretrained(tmp_path)) is AudioLlmConfig
-    processor = AutoProcessor.from_pretrained(tmp_path)
+def test_auto_classes(shared_tiny_model, tiny_checkpoint: Path) -> None:
+    assert type(AutoConfig.from_pretrained(tiny_checkpoint)) is AudioLlmConfig
+    processor, options = AutoProcessor.from_pretrained(tiny_checkpoint), {"max_new_tokens": 5}
     assert type(processor) is AudioLlmProcessor
-    inputs, options = processor(text="Say <audio>", audio=torch.randn(9000).numpy()), {"max_new_tokens": 5}
+    inputs = processor(text="Say <audio>", audio=torch.randn(9000).numpy())
+    expected = shared_tiny_model.generate(**inputs, **options)
     for auto_class in AUTO_CLASSES:
-        loaded = auto_class.from_pretrained(tmp_path)
+        loaded = auto_class.from_pretrained(tiny_checkpoint)
         assert type(loaded) is AudioLlmForConditionalGeneration
-        assert torch.equal(logits_of(loaded), logits_of(tiny_model))
-    assert torch.equal(loaded.generate(**inputs, **options), tiny_model.generate(**inputs, **options))
+        assert torch.equal(loaded.generate(**inputs, **options), expected)
 
 
 @pytest.mark.quick
@@ -95,36 +93,26 @@ def test_the_adapter_alone_is_small_and_holds_no_base_weight(tiny_model, tmp_pat
     assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path)), logits_of(tiny_model))
 
 
-def test_full_checkpoints_need_no_bases(tmp_path: Path) -> None:
+def test_formats_follow_each_other_and_whole_ones_need_no_bases(tmp_path: Path) -> None:
     bases = save_audio_base(tmp_path / "audio"), save_text_base(tmp_path / "text")
     model = composed(bases)
-    model.save_pretrained(tmp_path / "full", weights="full", max_shard_size="100KB")
-    assert len(list(tmp_path.glob("full/*.safetensors"))) == 4
-    model.save_pretrained(tmp_path / "merged", weights="merged")
     expected, merged = logits_of(model), logits_of(copy.deepcopy(model).merge_adapters())
-    for base in bases:
-        shutil.rmtree(base)
-    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path / "full")), expected)
-    loaded = AutoModel.from_pretrained(tmp_path / "merged")
-    assert torch.equal(logits_of(loaded), merged)
-    # A merged model saved again is a merged model, whatever it is asked for.
-    loaded.save_pretrained(tmp_path / "again")
-    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path / "again")), merged)
-
-
-def test_formats_follow_each_other(tiny_model, tmp_path: Path) -> None:
-    expected = logits_of(tiny_model)
-    model = tiny_model
     for index, weights in enumerate(["full", "adapter", None]):
-        folder = tmp_path / str(index)
-        model.save_pretrained(folder, weights=weights)
-        model = AudioLlmForConditionalGeneration.from_pretrained(folder)
+        model.save_pretrained(tmp_path / str(index), weights=weights, max_shard_size="100KB")
+        model = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / str(index))
         assert model.config.weight_format == (weights or "adapter")
         assert torch.equal(logits_of(model), expected)
     # And over each other in one folder, as a training run writes.
-    for weights in ("full", "adapter", "merged", "full"):
+    for weights in ("adapter", "merged", "full"):
         model.save_pretrained(tmp_path / "same", weights=weights)
+    assert [len(list(tmp_path.glob(f"{folder}/*.safetensors"))) for folder in (0, 1, "same")] == [4, 1, 1]
+    model.save_pretrained(tmp_path / "merged", weights="merged")
+    for base in bases:
+        shutil.rmtree(base)
     assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path / "same")), expected)
+    # A merged model saved again is a merged model, whatever it is asked for.
+    AutoModel.from_pretrained(tmp_path / "merged").save_pretrained(tmp_path / "again")
+    assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path / "again")), merged)
 
 
 def test_unfrozen_base_weights_are_saved_with_the_adapter(tiny_model, tmp_path: Path) -> None:
@@ -159,8 +147,8 @@ def test_generation_config_survives(tiny_model, tiny_bases, tmp_path: Path) -> N
     assert AutoModel.from_pretrained(tmp_path / "adapter").generation_config.repetition_penalty in (None, 1.0)
 
 
-def test_device_maps_and_attention_are_chosen_at_loading(tiny_model, tiny_bases, tmp_path: Path) -> None:
-    for weights, device_map in (("adapter", "auto"), ("full", {"": "cpu"})):
+def test_what_is_chosen_at_loading(tiny_model, tiny_bases, tmp_path: Path) -> None:
+    for weights, device_map in (("full", {"": "cpu"}), ("adapter", "auto")):
         tiny_model.save_pretrained(tmp_path, weights=weights)
         loaded = AutoModel.from_pretrained(tmp_path, device_map=device_map)
         assert torch.equal(logits_of(loaded), logits_of(tiny_model))
@@ -172,53 +160,37 @@ def test_device_maps_and_attention_are_chosen_at_loading(tiny_model, tiny_bases,
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
     assert {"LlamaDecoderLayer", "WhisperEncoderLayer"} <= set(model._no_split_modules)
     assert model.model.language_model.config._attn_implementation == "eager"
-
-
-def test_loading_info_and_overrides(tiny_model, tmp_path: Path) -> None:
-    tiny_model.save_pretrained(tmp_path)
     loaded, info = AudioLlmForConditionalGeneration.from_pretrained(tmp_path, lora_alpha=64, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert loaded.config.lora_alpha == 64
-    texts, audio = list(MIXED_TEXT_ROWS), 0
-    assert torch.equal(logits_of(loaded)[texts], logits_of(tiny_model)[texts])
-    assert not torch.allclose(logits_of(loaded)[audio], logits_of(tiny_model)[audio])
+    assert not info["missing_keys"] and not info["unexpected_keys"] and loaded.config.lora_alpha == 64
+    found, expected = logits_of(loaded), logits_of(tiny_model)
+    assert [torch.equal(*rows) for rows in zip(found, expected)] == [row in MIXED_TEXT_ROWS for row in range(5)]
 
 
-# ---- bad checkpoints (tests/robustness/test_hostile_checkpoints.py spoils weights) -------------------------------------------------------------------
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
-    """An adapter checkpoint beside its own two bases, for tests that spoil one of them."""
-    bases = save_audio_base(tmp_path / "audio"), save_text_base(tmp_path / "text")
-    composed(bases).save_pretrained(tmp_path / "checkpoint")
-    return tmp_path / "checkpoint"
+# ---- bad checkpoints (tests/robustness/test_hostile_checkpoints.py spoils weights) -------------------------------------
 
 
 @pytest.mark.parametrize("role", ["audio", "text"])
-def test_a_wrong_and_a_missing_base(checkpoint: Path, role: str, caplog) -> None:
-    expected = logits_of(AutoModel.from_pretrained(checkpoint))
-    save = save_audio_base if role == "audio" else save_text_base
-    kept = checkpoint.parent / role
-    kept.rename(checkpoint.parent / "elsewhere")
-    save(checkpoint.parent / role, seed=77)
+def test_a_wrong_and_a_missing_base(tmp_path: Path, role: str, caplog) -> None:
+    folders, checkpoint = {name: tmp_path / name for name in ("audio", "text")}, tmp_path / "checkpoint"
+    save = {"audio": save_audio_base, "text": save_text_base}
+    model = composed((save_audio_base(folders["audio"]), save_text_base(folders["text"])))
+    model.save_pretrained(checkpoint)
+    expected = logits_of(model)
+    folders[role].rename(tmp_path / "elsewhere")
+    if role == "text":  # in another precision it is the same base
+        save_text_base(folders["text"], dtype=torch.bfloat16)
+        assert AutoModel.from_pretrained(checkpoint).config.lora_rank == 4
+    save[role](folders[role], seed=77)
     with pytest.raises(ValueError, match=rf"The {role} base .*{role}' is not the one this checkpoint was trained on"):
         AutoModel.from_pretrained(checkpoint)
     loaded = AutoModel.from_pretrained(checkpoint, ignore_base_mismatch=True)
     assert "is not the one this checkpoint was trained on" in caplog.text
     assert not torch.allclose(logits_of(loaded), expected)
-    elsewhere = {f"{role}_model_id": str(checkpoint.parent / "elsewhere")}
+    elsewhere = {f"{role}_model_id": str(tmp_path / "elsewhere")}
     assert torch.equal(logits_of(AutoModel.from_pretrained(checkpoint, **elsewhere)), expected)
-    shutil.rmtree(checkpoint.parent / role)
+    shutil.rmtree(folders[role])
     with pytest.raises(FileNotFoundError, match=rf"The {role} base .*{role}' is not a folder.*Pass {role}_model_id="):
         AutoModel.from_pretrained(checkpoint)
-
-
-def test_base_in_another_precision_is_the_same_base(checkpoint: Path) -> None:
-    text = AutoConfig.from_pretrained(checkpoint.parent / "text")
-    shutil.rmtree(checkpoint.parent / "text")
-    save_text_base(checkpoint.parent / "text", text, dtype=torch.bfloat16)
-    assert AutoModel.from_pretrained(checkpoint).config.lora_rank == 4
 
 
 def test_unknown_weight_formats_and_models_without_bases(tiny_model, tmp_path: Path) -> None:
@@ -233,22 +205,16 @@ def test_unknown_weight_formats_and_models_without_bases(tiny_model, tmp_path: P
     assert torch.equal(logits_of(AutoModel.from_pretrained(tmp_path)), logits_of(model))
 
 
-def test_the_plain_trainer_resumes_without_a_warning(tiny_model, tmp_path, caplog) -> None:
+def test_the_plain_trainer_resumes_without_a_warning(tiny_model, tmp_path, caplog, monkeypatch) -> None:
     """Its checkpoints leave the frozen bases out, which are not missing then."""
     batch = labelled(tiny_model.config, [make_row(tiny_model.config, 4, (40,), 3, seed=1)])
-    rows = [{"id": 0}, {"id": 1}]
     options = {"save_steps": 1, "report_to": "none", "remove_unused_columns": False, "use_cpu": True}
-
-    def trainer(steps: int) -> Trainer:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    for steps in (1, 2):
         arguments = TrainingArguments(str(tmp_path), max_steps=steps, **options)
-        return Trainer(tiny_model, arguments, train_dataset=rows, data_collator=lambda _: dict(batch))
-
-    trainer(1).train()
-    logging.getLogger("transformers").addHandler(caplog.handler)
-    try:
-        trainer(2).train(resume_from_checkpoint=True)
-    finally:
-        logging.getLogger("transformers").removeHandler(caplog.handler)
+        rows = [{"id": 0}, {"id": 1}]
+        trainer = Trainer(tiny_model, arguments, train_dataset=rows, data_collator=lambda _: dict(batch))
+        trainer.train(resume_from_checkpoint=steps == 2)
     assert not [record for record in caplog.records if "missing keys" in record.getMessage()]
     tiny_model.save_pretrained(tmp_path / "full", weights="full")
     assert len(load_file(tmp_path / "full" / "model.safetensors")) > len(tiny_model.trainable_names())

@@ -1,4 +1,4 @@
-"""Invariants of transformers' common tests of models, generation and loading, on rows with and without audio."""
+"""Invariants of transformers' common tests of models, generation and loading; inputs that cannot be are refused by name."""
 
 import copy
 from pathlib import Path
@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
-from audiollm import AudioLlmForConditionalGeneration
+from audiollm import AudioLlmForConditionalGeneration, AudioLlmModel
 from audiollm.modeling_audiollm import CACHE_NAME
 from batches import TOLERANCE, collate, composed, labelled, logits_of, make_row, mixed_rows
-from tiny_models import character_tokenizer
+from tiny_models import NUM_MEL_BINS, character_tokenizer, llama_config, save_text_base
 from transformers import PreTrainedModel, SynthIDTextWatermarkingConfig, WatermarkingConfig
 from transformers.modeling_outputs import ModelOutput
 from versions import ALL_CAN_STAY_ON_DISK
@@ -31,11 +31,6 @@ def eager(model) -> AudioLlmForConditionalGeneration:
     model = copy.deepcopy(model)
     model.set_attn_implementation("eager")
     return model
-
-
-@pytest.fixture(scope="module")
-def batch(model) -> dict[str, torch.Tensor]:
-    return collate(model.config, mixed_rows(model.config))
 
 
 @pytest.fixture(scope="module")
@@ -105,10 +100,9 @@ def test_the_vocabulary_is_never_resized(model) -> None:
 # ---- initialisation and training ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("readout", ["direct", "pieces"])
-def test_what_a_checkpoint_lacks_is_initialised_as_by_the_constructor(model, monkeypatch, readout: str) -> None:
+def test_what_a_checkpoint_lacks_is_initialised_as_by_the_constructor(model, monkeypatch) -> None:
     config = copy.deepcopy(model.config)
-    config.projector_readout = readout
+    config.projector_readout = "pieces"
     original = PreTrainedModel._initialize_weights
 
     def seeded(self, *args, **kwargs) -> None:
@@ -241,3 +235,87 @@ def test_embeddings_that_are_read_as_a_table_stay_in_memory(tiny_bases) -> None:
     speaking = cpu_offload(composed(tiny_bases, projector_readout="pieces"))
     with pytest.raises(ValueError, match=r"which are offloaded\. Keep 'model\.language_model\.embed_tokens'"):
         logits_of(speaking)
+
+
+# ---- inputs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def short(tiny_model) -> dict[str, torch.Tensor]:
+    return collate(tiny_model.config, [make_row(tiny_model.config, 3, (80,), 2)])
+
+
+def refused(call, words: str, arguments: dict, error: type[Exception] = ValueError) -> None:
+    with pytest.raises(error, match=words):
+        call(**arguments)
+
+
+def test_inputs_that_do_not_fit_are_refused(tiny_model, short) -> None:
+    model, config, features = tiny_model, tiny_model.config, short["input_features"]
+    frames, lengths = model.model.encode_audio(features, short["input_features_mask"])
+    embeds, text = torch.zeros(1, 4, config.hidden_size), collate(config, [make_row(config, 4)])
+    deaf, unmasked = {"input_ids": short["input_ids"]}, {**short, "input_features_mask": None}
+    slots = r"input_ids has 10 audio slots \(id 129\) but the audio gives {} tokens"
+    refused(model, slots.format(5), {**unmasked, "input_features": features[..., :40]})
+    refused(model, "0 audio slots .* the audio gives 10 tokens", {**short, **text})
+    refused(model, slots.format(0), deaf)
+    refused(model.generate, slots.format(0), {**deaf, "max_new_tokens": 2})
+    refused(model, "exactly one of input_ids and inputs_embeds", {})
+    refused(model, "exactly one of input_ids and inputs_embeds", {**text, "inputs_embeds": embeds})
+    refused(model, "Audio needs input_ids", {"inputs_embeds": embeds, "input_features": features})
+    refused(model.generate, "Audio needs input_ids", {**short, "inputs_embeds": embeds})
+    refused(model, "adapter_name", {**text, "adapter_name": ["speech"]}, TypeError)
+    refused(model, "500", {"input_ids": torch.tensor([[7, 500]])}, IndexError)
+    encoded = {"encoded_audio": frames, "encoded_audio_lengths": lengths}
+    refused(model, "exactly one of input_features and encoded_audio", {**short, **encoded})
+    refused(model.get_audio_features, "exactly one of input_features and encoded_audio", {})
+    refused(model, "encoded_audio needs encoded_audio_lengths", {**deaf, "encoded_audio": frames})
+    for count in (0, 3001):
+        words = f"{count} frames per window; expected 1 to 3000.*AudioLlmProcessor"
+        refused(model, words, {**unmasked, "input_features": torch.zeros(1, NUM_MEL_BINS, count)})
+    refused(model, "128 mel bins but this encoder takes 80", {**short, "input_features": torch.zeros(1, 128, 80)})
+    refused(model, r"of shape \(1, 79\).*\(1, 80\)", {**short, "input_features_mask": torch.ones(1, 79)})
+    refused(model, r"input_features is of shape \(80, 80\)", {**unmasked, "input_features": features[0]})
+    model._is_replica = True  # as torch marks the copies that nn.DataParallel makes
+    refused(model, "accelerate launch", short, RuntimeError)
+
+
+@torch.no_grad()
+def test_logits_to_keep(tiny_model, short) -> None:
+    full = tiny_model(**short).logits
+    for kept, positions in ((2, slice(-2, None)), (torch.tensor([0, 3]), [0, 3])):
+        torch.testing.assert_close(tiny_model(**short, logits_to_keep=kept).logits, full[:, positions])
+
+
+def test_bases_that_are_not_there(tiny_bases, tmp_path) -> None:
+    for bases, words in (
+        ((f"{tmp_path}/nowhere", tiny_bases[1]), "The audio base .*nowhere' is not a folder"),
+        ((tiny_bases[0], "pypi:nothing"), "The text base 'pypi:nothing' is not in"),
+    ):
+        with pytest.raises(FileNotFoundError, match=words):
+            AudioLlmForConditionalGeneration.from_audio_text_pretrained(*bases)
+
+
+@torch.no_grad()
+def test_body_of_an_untied_model_loads_and_saves(tiny_bases, tmp_path, batch) -> None:
+    text = save_text_base(tmp_path / "text", llama_config(tie_word_embeddings=False))
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(tiny_bases[0], text)
+    expected = model.model(**batch).last_hidden_state
+    for weights in ("adapter", "full"):
+        model.save_pretrained(tmp_path / weights, weights=weights)
+        body = AudioLlmModel.from_pretrained(tmp_path / weights)
+        body.save_pretrained(tmp_path / f"body {weights}", weights=weights)
+        for each in (body, AudioLlmModel.from_pretrained(tmp_path / f"body {weights}")):
+            assert torch.equal(each(**batch).last_hidden_state, expected)
+    whole = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "body adapter")
+    assert torch.equal(whole(**batch).logits, model(**batch).logits)
+    with pytest.raises(ValueError, match="lm_head"):
+        AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "body full")
+
+
+@torch.no_grad()
+def test_the_configuration_can_do_without_a_cache(tiny_model, short) -> None:
+    assert tiny_model(**short).get(CACHE_NAME) is not None
+    tiny_model.config.use_cache = False
+    assert tiny_model(**short).get(CACHE_NAME) is None
+    assert tiny_model(**short, use_cache=True).get(CACHE_NAME) is not None

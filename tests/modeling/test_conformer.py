@@ -1,11 +1,9 @@
 """Another encoder than Whisper: Wav2Vec2-BERT, a conformer, through model, processor, training and export."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.evaluation.run import own_whisper
@@ -14,6 +12,7 @@ from audiollm.inference.web.sound import log_mel
 from audiollm.processing.processing_audiollm import windows_for
 from audiollm.training.train import main as train
 from batches import composed
+from small_corpus import write_recordings, write_rows
 from tiny_models import HIDDEN_SIZE, save_text_base
 from transformers import (
     AutoModelForCausalLM,
@@ -26,7 +25,7 @@ from transformers import (
 
 RATE = 16_000
 #: Shorter than a frame, two ordinary clips, and one that needs a second window.
-SECONDS = (0.01, 0.8, 1.3, 31.0)
+SECONDS = (0.01, 0.8, 31.0)
 TOLERANCE = 1e-4
 STACK_FACTOR = 4
 
@@ -95,22 +94,18 @@ def test_as_many_slots_as_frames_and_batched_is_single_whatever_the_neighbours(m
     torch.testing.assert_close(together, torch.stack(alone), atol=TOLERANCE, rtol=0)
 
 
-def test_it_hears_and_text_rows_are_the_base(bases, model, processor) -> None:
-    base = AutoModelForCausalLM.from_pretrained(bases[1])
+def test_text_rows_are_the_base_and_a_checkpoint_rebuilds_it(bases, model, processor, tmp_path) -> None:
     text = processor(text="The capital of France is")
-    heard = [processor(text="<audio>", audio=noise(0.8, seed)) for seed in (0, 1)]
     with torch.no_grad():
-        assert torch.equal(model(**text).logits, base(**text).logits)
-        assert not torch.equal(model(**heard[0]).logits, model(**heard[1]).logits)
-
-
-def test_an_adapter_checkpoint_rebuilds_it_and_refuses_another_encoder(bases, model, processor, tmp_path) -> None:
+        assert torch.equal(model(**text).logits, AutoModelForCausalLM.from_pretrained(bases[1])(**text).logits)
     model.save_pretrained(tmp_path / "adapter")
     processor.save_pretrained(tmp_path / "adapter")
     loaded = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "adapter")
-    inputs = AudioLlmProcessor.from_pretrained(tmp_path / "adapter")(text="<audio>", audio=noise(0.8))
+    inputs, other = (processor(text="<audio>", audio=noise(0.8, seed)) for seed in (0, 1))
+    again = AudioLlmProcessor.from_pretrained(tmp_path / "adapter")(text="<audio>", audio=noise(0.8))
     with torch.no_grad():
-        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+        assert torch.equal(loaded(**again).logits, model(**inputs).logits)
+        assert not torch.equal(model(**other).logits, model(**inputs).logits)
         assert torch.equal(loaded.generate(**inputs, max_new_tokens=4), model.generate(**inputs, max_new_tokens=4))
     torch.manual_seed(1)
     Wav2Vec2BertModel(conformer_config()).save_pretrained(tmp_path / "other")
@@ -130,15 +125,14 @@ def test_the_encoder_of_a_recogniser_will_do(bases, tmp_path) -> None:
 
 
 def test_it_trains_by_the_command(bases, tmp_path: Path) -> None:
-    rows = []
-    for index, word in enumerate(("one", "two", "six", "ten")):
-        soundfile.write(tmp_path / f"{word}.wav", noise(0.8 + 0.1 * index, index), RATE)
-        rows.append({"text": "<audio>", "audio_paths": f"{word}.wav", "response": word})
-    (tmp_path / "data.json").write_text(json.dumps(rows))
-    options = ["--data_path", tmp_path / "data.json", "--audio_dir", tmp_path]
-    options += ["--whisper_path", bases[0], "--llama_path", bases[1], "--output_dir", tmp_path / "run"]
-    options += ["--max_steps", 2, "--batch_size", 2, "--feature_cache", tmp_path / "cache", "--use_cpu", True]
-    train(list(map(str, options)))
+    write_recordings(tmp_path, 4)
+    rows = [
+        {"text": "<audio>", "audio_paths": f"{n}.wav", "response": word} for n, word in enumerate(("one", "two") * 2)
+    ]
+    paths = {"data_path": write_rows(tmp_path / "data.json", rows), "audio_dir": tmp_path, "whisper_path": bases[0]}
+    paths |= {"llama_path": bases[1], "output_dir": tmp_path / "run", "feature_cache": tmp_path / "cache"}
+    options = [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+    train([*options, "--max_steps", "2", "--batch_size", "2", "--use_cpu", "True"])
     trained = AudioLlmForConditionalGeneration.from_pretrained(tmp_path / "run")
     assert trained.config.audio_config.model_type == "wav2vec2-bert"
     assert any((tmp_path / "cache").rglob("*.safetensors"))

@@ -23,19 +23,18 @@ def by_onednn(monkeypatch) -> None:
     monkeypatch.setattr(FrozenLinearWithLora, "product", staticmethod(fast_product))
 
 
-def operands() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def operands(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    """Input, weight, bias and more."""
     generator = torch.Generator().manual_seed(0)
-    shapes = ((ROWS, IN_FEATURES), (OUT_FEATURES, IN_FEATURES), (OUT_FEATURES,))
-    x, weight, bias = (torch.randn(shape, generator=generator) for shape in shapes)
-    return x, weight, bias
+    shapes = ((ROWS, IN_FEATURES), (OUT_FEATURES, IN_FEATURES), (OUT_FEATURES,), *shapes)
+    return [torch.randn(shape, generator=generator) for shape in shapes]
 
 
 def assert_same_gradients(result, expected, leaves, atol: float) -> None:
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-3)
     upstream = torch.randn_like(expected)
     found, wanted = (torch.autograd.grad(each, leaves, upstream) for each in (result, expected))
-    for one, other in zip(found, wanted):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=atol)
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("trains", [(True, False, False), (True, True, True)])
@@ -46,30 +45,24 @@ def test_products_and_gradients_are_those_of_autograd(by_onednn, trains: tuple[b
     torch.testing.assert_close(fast_product(x, weight, bias).double(), expected, rtol=0, atol=1e-4)
     inputs = [x.view(2, ROWS // 2, IN_FEATURES), weight, bias]
     leaves = [tensor.requires_grad_() for tensor, wanted in zip(inputs, trains) if wanted]
-    result, expected = fast_linear(*inputs), nn.functional.linear(*inputs)
-    assert_same_gradients(result, expected, leaves, 1e-3)
+    assert_same_gradients(fast_linear(*inputs), nn.functional.linear(*inputs), leaves, 1e-3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast_linear(x, weight, bias).dtype == torch.bfloat16
 
 
 def test_fused_lora_and_its_gradients_are_those_of_autograd(by_onednn) -> None:
-    x, weight, bias = operands()
-    down, up = torch.randn(RANK, IN_FEATURES), torch.randn(OUT_FEATURES, RANK)
+    x, weight, bias, down, up = operands((RANK, IN_FEATURES), (OUT_FEATURES, RANK))
     leaves = [tensor.requires_grad_() for tensor in (x, down, up)]
     result = FrozenLinearWithLora.apply(x, weight, bias, None, down, up, 0.5)
-    expected = nn.functional.linear(x, weight, bias) + 0.5 * x @ down.T @ up.T
-    assert_same_gradients(result, expected, leaves, 1e-2)
+    assert_same_gradients(result, nn.functional.linear(x, weight, bias) + 0.5 * x @ down.T @ up.T, leaves, 1e-2)
 
 
-@pytest.mark.parametrize(
-    ("rows", "width", "options"),
-    [(ROWS, IN_FEATURES, {"dtype": torch.bfloat16}), (1, 160, {}), (ROWS, 4, {}), (ROWS, 160, {"device": "meta"})],
-    ids=["bfloat16", "one row", "narrow", "meta"],
-)
-def test_what_oneDNN_is_not_faster_at_stays_torchs(by_onednn, rows: int, width: int, options) -> None:
-    x, weight = torch.ones(rows, width, **options), torch.ones(OUT_FEATURES, width, **options)
-    assert not takes_onednn(x, weight)
-    assert fast_product(x, weight).shape == (rows, OUT_FEATURES)
+def test_what_oneDNN_is_not_faster_at_stays_torchs(by_onednn) -> None:
+    bfloat16, meta = {"dtype": torch.bfloat16}, {"device": "meta"}
+    for rows, width, options in ((ROWS, 160, bfloat16), (1, 160, {}), (ROWS, 4, {}), (ROWS, 160, meta)):
+        x, weight = torch.ones(rows, width, **options), torch.ones(OUT_FEATURES, width, **options)
+        assert not takes_onednn(x, weight)
+        assert fast_product(x, weight).shape == (rows, OUT_FEATURES)
 
 
 @pytest.mark.parametrize(
@@ -119,7 +112,7 @@ def assert_shared_equals_full(model, batch) -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_shared_beginning_is_run_once(tiny_model, attention: str) -> None:
-    """(test_architectures.py has other language models.)"""
+    """(test_text_rows.py has other language models.)"""
     tiny_model.set_attn_implementation(attention)
     assert_shared_equals_full(tiny_model.train(), batch_with_prefix(tiny_model.config))
     batch = batch_with_prefix(tiny_model.config, num_rows=1)

@@ -1,4 +1,4 @@
-"""Gradients, activation checkpointing, padding and the loss: trained weights move, frozen ones stay."""
+"""Gradients, activation checkpointing, padding, packing and the loss: trained weights move, frozen ones stay."""
 
 import logging
 import os
@@ -8,14 +8,16 @@ import pytest
 import torch
 from audiollm import AudioLlmForConditionalGeneration
 from audiollm.modeling_audiollm import is_padded_on_the_right, logger
+from audiollm.training.collator import pack_batch, uses_flash
 from batches import IGNORED_LABEL, assert_same_step, collate, labelled, loss_and_gradients, make_row, mixed_rows
 from clients import play
 from tiny_models import enable_checkpointing
+from transformers.utils import is_flash_attn_2_available
 
 
 @pytest.mark.quick
-def test_gradients_reach_what_trains_and_nothing_else(tiny_model, capsys) -> None:
-    _, found = loss_and_gradients(tiny_model.train(), labelled(tiny_model.config, mixed_rows(tiny_model.config)))
+def test_gradients_reach_what_trains_and_nothing_else(tiny_model, supervised, capsys) -> None:
+    _, found = loss_and_gradients(tiny_model.train(), supervised)
     assert set(found) == set(tiny_model.trainable_names())
     targets = {name.split(".lora_")[0].rpartition(".")[2] for name in found if "lora" in name}
     assert targets == set(tiny_model.config.lora_target_modules)
@@ -28,16 +30,15 @@ def test_gradients_reach_what_trains_and_nothing_else(tiny_model, capsys) -> Non
 
 @pytest.mark.quick
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-def test_optimizer_leaves_the_bases_as_they_are(tiny_bases, dtype) -> None:
+def test_optimizer_leaves_the_bases_as_they_are(tiny_bases, dtype, supervised) -> None:
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, dtype=dtype).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = set(model.trainable_names())
     assert {model.get_parameter(name).dtype for name in trained} == {torch.float32}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
-    batch = labelled(model.config, mixed_rows(model.config))
     losses = []
     for _ in range(4):
-        losses.append(float(loss_and_gradients(model, batch)[0]))
+        losses.append(float(loss_and_gradients(model, supervised)[0]))
         optimizer.step()
     assert losses[-1] < losses[0]
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -60,7 +61,7 @@ def test_activation_checkpointing(tiny_model, reentrant: bool, input_grads: bool
     assert not tiny_model.get_input_embeddings()(batch["input_ids"][:, :1]).requires_grad
 
 
-def test_audio_tower_stays_in_evaluation_mode(tiny_model) -> None:
+def test_audio_tower_stays_in_evaluation_mode(tiny_model, supervised) -> None:
     model, tower = tiny_model, tiny_model.model.audio_tower
     assert not any(module.training for module in model.modules())
     model.train()
@@ -68,59 +69,54 @@ def test_audio_tower_stays_in_evaluation_mode(tiny_model) -> None:
     assert not any(module.training for module in tower.modules())
     tower.layers[-1].requires_grad_(True)  # whoever trains it has it in training mode
     assert model.train().model.audio_tower.training
-    _, found = loss_and_gradients(model, labelled(model.config, mixed_rows(model.config)))
+    _, found = loss_and_gradients(model, supervised)
     assert any("audio_tower.layers.1" in name for name in found)
 
 
 @pytest.mark.quick
 @pytest.mark.parametrize("num_items", [None, 40, torch.tensor(40)], ids=["mean", "int", "tensor"])
-def test_loss_is_that_of_the_full_logits(tiny_model, num_items) -> None:
-    batch = labelled(tiny_model.config, mixed_rows(tiny_model.config))
+def test_loss_is_that_of_the_full_logits(tiny_model, num_items, supervised) -> None:
     extra = {} if num_items is None else {"num_items_in_batch": num_items}
-    evaluated = tiny_model(**batch, **extra)
-    logits, targets = evaluated.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    evaluated = tiny_model(**supervised, **extra)
+    logits, targets = evaluated.logits[:, :-1].flatten(0, 1), supervised["labels"][:, 1:].flatten()
     reduction = "mean" if num_items is None else "sum"
     expected = torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORED_LABEL, reduction=reduction)
     expected = expected if num_items is None else expected / int(num_items)
     torch.testing.assert_close(evaluated.loss, expected)
-    trained = tiny_model.train()(**batch, **extra)
+    trained = tiny_model.train()(**supervised, **extra)
     assert trained.logits is None  # the head runs on the supervised positions only
     torch.testing.assert_close(trained.loss, expected)
-    shifted = torch.nn.functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORED_LABEL)
-    assert torch.equal(tiny_model(**batch, shift_labels=shifted, **extra).loss, trained.loss)
+    shifted = torch.nn.functional.pad(supervised.pop("labels")[:, 1:], (0, 1), value=IGNORED_LABEL)
+    assert torch.equal(tiny_model(**supervised, shift_labels=shifted, **extra).loss, trained.loss)
     with pytest.raises(ValueError, match=r"labels holds the id 130.*Audio tokens must be -100"):
-        tiny_model(**batch, labels=batch["input_ids"])
+        tiny_model(**supervised, labels=supervised["input_ids"])
 
 
 # ---- batches without audio or labels, as distributed training meets them -----------------------------------------------
 
 
-def test_batch_without_supervised_positions(tiny_model) -> None:
-    batch = labelled(tiny_model.config, mixed_rows(tiny_model.config))
-    batch["labels"].fill_(IGNORED_LABEL)
-    loss, found = loss_and_gradients(tiny_model.train(), batch)
+def test_batch_without_supervised_positions(tiny_model, supervised) -> None:
+    supervised["labels"].fill_(IGNORED_LABEL)
+    loss, found = loss_and_gradients(tiny_model.train(), supervised)
     assert float(loss) == 0.0 and found and not any(bool(gradient.any()) for gradient in found.values())
 
 
 @pytest.mark.parametrize("tower_trains", [False, True])
-def test_batch_without_audio_reaches_every_trained_weight(tiny_model, tower_trains: bool, caplog) -> None:
+def test_batch_without_audio_reaches_every_trained_weight(tiny_model, tower_trains: bool, caplog, monkeypatch) -> None:
     """Every process has a gradient, of zero where there is no audio, for every weight; and it is said, once."""
     config, tower = tiny_model.config, tiny_model.model.audio_tower
     texts = labelled(config, [make_row(config, 9, seed=2), make_row(config, 5, seed=4)])
     expected = tiny_model(**texts).loss
     tower.requires_grad_(tower_trains)
     tower.embed_positions.requires_grad_(False)
-    logging.getLogger("transformers").addHandler(caplog.handler)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     logger.warning_once.cache_clear()
-    try:
-        for _ in range(2):
-            loss, found = loss_and_gradients(tiny_model.train(), texts)
-    finally:
-        logging.getLogger("transformers").removeHandler(caplog.handler)
+    for _ in range(2):
+        loss, found = loss_and_gradients(tiny_model.train(), texts)
     assert torch.equal(loss, expected.detach())
     assert set(found) == {name for name, value in tiny_model.named_parameters() if value.requires_grad}
     assert not any(bool(gradient.any()) for gradient in found.values())
-    assert len([record for record in caplog.records if "no audio" in record.getMessage()]) == 1
+    assert caplog.text.count("no audio") == 1
 
 
 #: DistributedDataParallel raises in the second step when the first one left a weight out. It ends without clearing up:
@@ -166,7 +162,7 @@ def masks_seen(model, batch) -> list[bool]:
 
 
 def test_padding_is_masked_where_it_would_reach_the_loss(tiny_model) -> None:
-    """(test_architectures.py compares steps with and without a mask.)"""
+    """(test_text_rows.py compares steps with and without a mask.)"""
     config = tiny_model.config
     right, left = (labelled(config, mixed_rows(config), side) for side in ("right", "left"))
     expected = loss_and_gradients(tiny_model.train(), right)
@@ -185,3 +181,78 @@ def test_padding_is_masked_where_it_would_reach_the_loss(tiny_model) -> None:
     for mask, expected in (([[1, 1, 0], [1, 0, 0]], True), ([[1, 0, 1], [1, 1, 1]], False)):
         assert is_padded_on_the_right(torch.tensor(mask)) is expected
     assert not is_padded_on_the_right(None)
+
+
+# ---- packed rows: the loss and gradients of the padded batch, and no one sees another ---------------------------------
+
+
+NUM_ITEMS = {"num_items_in_batch": torch.tensor(7)}
+
+
+@pytest.fixture
+def packed(supervised) -> dict[str, torch.Tensor]:
+    found = pack_batch(supervised)
+    assert found["input_ids"].shape == (1, int(supervised["attention_mask"].sum())) and "attention_mask" not in found
+    return found
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_step_is_that_of_the_padded_batch(tiny_model, supervised, packed, attention: str) -> None:
+    tiny_model.set_attn_implementation(attention)
+    tiny_model.train()
+    expected = loss_and_gradients(tiny_model, {**supervised, **NUM_ITEMS})
+    assert_same_step(loss_and_gradients(tiny_model, {**packed, **NUM_ITEMS}), expected, 1e-3)
+    left = labelled(tiny_model.config, mixed_rows(tiny_model.config), "left")
+    for row, length in enumerate(left["attention_mask"].sum(dim=1).tolist()):
+        left["labels"][row, -length] = IGNORED_LABEL  # which padding on the left would predict
+    assert_same_step(loss_and_gradients(tiny_model, {**pack_batch(left), **NUM_ITEMS}), expected, 1e-3)
+    enable_checkpointing(tiny_model, {"use_reentrant": False})
+    assert_same_step(loss_and_gradients(tiny_model, {**packed, **NUM_ITEMS}), expected, 1e-3)
+
+
+@torch.no_grad()
+def test_rows_are_their_own_and_have_their_own_adapter(shared_tiny_model, supervised, packed) -> None:
+    """Text-only rows are the base's to the last bit, which is what it makes of the same packed row."""
+    model, mask = shared_tiny_model, supervised["attention_mask"].bool()
+    for each in (supervised, packed):
+        each.pop("labels")
+    together = model(**packed).logits
+    torch.testing.assert_close(together[0], model(**supervised).logits[mask], rtol=1e-4, atol=1e-4)
+    assert torch.equal(model(**packed, adapter_names=["speech", None, "speech", None, "speech"]).logits, together)
+    assert not torch.equal(model(**packed, adapter_names=["speech"] * 5).logits, together)
+    base = model(**packed, adapter_names=[None] * 5).logits
+    rows = mask.nonzero()[:, 0]
+    is_base = [torch.equal(together[0][rows == row], base[0][rows == row]) for row in range(5)]
+    assert is_base == [False, True, False, True, False]
+    with pytest.raises(ValueError, match="4 adapter names for a batch of 5 rows"):
+        model(**packed, adapter_names=["speech"] * 4)
+
+
+def test_a_batch_of_one_row_and_one_without_audio(tiny_model) -> None:
+    config = tiny_model.train().config
+    for rows in ([make_row(config, 4, (150,), 3)], [make_row(config, 5, seed=1), make_row(config, 3, seed=2)]):
+        supervised = labelled(config, rows)
+        found = loss_and_gradients(tiny_model, pack_batch(supervised))
+        assert_same_step(found, loss_and_gradients(tiny_model, supervised), 1e-3)
+        assert set(found[1]) == set(tiny_model.trainable_names())
+
+
+def test_lengths_for_flash_attention(supervised) -> None:
+    packed = pack_batch(supervised, flash=True)
+    lengths = supervised["attention_mask"].sum(dim=1)
+    assert packed["cu_seq_lens_q"].tolist() == [0, *lengths.cumsum(0).tolist()]
+    assert packed["cu_seq_lens_q"].dtype == torch.int32 and packed["max_length_k"] == int(lengths.max())
+
+
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and is_flash_attn_2_available()),
+    reason="flash attention needs a GPU and its package",
+)
+def test_flash_attention_gives_the_same_loss(tiny_model, supervised) -> None:
+    model = tiny_model.to("cuda", torch.bfloat16).train()
+    supervised = {name: value.to("cuda") for name, value in supervised.items()}
+    expected = model(**supervised).loss
+    model.set_attn_implementation("flash_attention_2")
+    assert uses_flash(model)
+    found = model(**pack_batch(supervised, flash=True)).loss
+    torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)

@@ -3,6 +3,7 @@
 import copy
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -20,14 +21,8 @@ SCALING = 1.5
 
 def operands(dtype: torch.dtype) -> list[torch.Tensor]:
     """Input, the base's weight and bias, LoRA's A and B, and the mask of a few rows."""
-    generator = torch.Generator().manual_seed(0)
-    shapes = (
-        (ROWS, IN_FEATURES),
-        (OUT_FEATURES, IN_FEATURES),
-        (OUT_FEATURES,),
-        (RANK, IN_FEATURES),
-        (OUT_FEATURES, RANK),
-    )
+    generator, x, out = torch.Generator().manual_seed(0), (ROWS, IN_FEATURES), OUT_FEATURES
+    shapes = (x, (out, IN_FEATURES), (out,), (RANK, IN_FEATURES), (out, RANK))
     mask = torch.tensor([[1.0], [0], [1], [1], [0], [1]], dtype=dtype)
     return [*(torch.randn(shape, generator=generator, dtype=dtype) for shape in shapes), mask]
 
@@ -52,24 +47,21 @@ def test_gradients_are_those_of_the_formula(is_whole: bool) -> None:
     assert result.dtype == torch.bfloat16 and {each.grad.dtype for each in factors} == {torch.float32}  # as they were
 
 
-def test_fused_and_plain_layers_agree(tiny_model) -> None:
+def test_fused_and_plain_layers_agree(tiny_model, supervised) -> None:
     """A hook on a base layer must be called, so that the layer is not fused: the same gradients either way."""
     tiny_model.train()
-    batch = labelled(tiny_model.config, mixed_rows(tiny_model.config))
-    fused = loss_and_gradients(tiny_model, batch)
+    fused = loss_and_gradients(tiny_model, supervised)
     calls = []
     for module in tiny_model.modules():
         if isinstance(module, MaskedLoraLinear):
             assert can_fuse(module.base_layer, torch.zeros(1))
             module.base_layer.register_forward_hook(lambda *_: calls.append(1))
-    assert_same_step(fused, loss_and_gradients(tiny_model, batch))
+    assert_same_step(fused, loss_and_gradients(tiny_model, supervised))
     assert calls
 
 
 def test_what_is_not_plain_is_not_fused() -> None:
-    layer, x = nn.Linear(4, 4), torch.zeros(2, 4)
-    assert not can_fuse(layer, x)  # it trains
-    layer.requires_grad_(False)
+    layer, x = nn.Linear(4, 4).requires_grad_(False), torch.zeros(2, 4)
     assert can_fuse(layer, x) and not can_fuse(layer, x.bfloat16())
     for trained in (layer.weight, layer.bias):
         trained.requires_grad_(True)
@@ -78,11 +70,8 @@ def test_what_is_not_plain_is_not_fused() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert not can_fuse(layer, x)  # autocast would compute in bfloat16
         assert can_fuse(layer.bfloat16(), x.bfloat16())
-
-    class Quantized(nn.Linear):
-        pass
-
-    assert not can_fuse(Quantized(4, 4).requires_grad_(False), x)
+    kind = type("Quantized", (nn.Linear,), {})
+    assert not can_fuse(kind(4, 4).requires_grad_(False), x)
 
 
 def test_dropout_acts_in_training_only(tiny_model) -> None:
@@ -102,37 +91,32 @@ def test_dropout_acts_in_training_only(tiny_model) -> None:
 
 CALLS = {"forward": 40, "generate": 12}
 MOST_WAITS = 7
+OPTIONS = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
 
 
-@pytest.mark.parametrize("how", ["forward", "generate"])
+@pytest.mark.parametrize("how", CALLS)
 def test_threads_have_masks_of_their_own(tiny_model, how: str) -> None:
     """Two threads call one model, one with audio and one with text alone."""
     config = tiny_model.config
     rows = make_row(config, 4, (40,), 3, seed=1), make_row(config, 9, seed=2)
-    batches = [collate(config, [row]) for row in rows]
+    batches, start = [collate(config, [row]) for row in rows], threading.Barrier(2)
 
+    @torch.no_grad()
     def call(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with torch.no_grad():
-            if how == "forward":
-                return tiny_model(**batch).logits
-            return tiny_model.generate(**batch, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        return tiny_model(**batch).logits if how == "forward" else tiny_model.generate(**batch, **OPTIONS)
 
-    expected = [call(batch) for batch in batches]
-    wrong, start = [], threading.Barrier(2)
-
-    def run(index: int) -> None:
+    def run(batch: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         start.wait()
-        wrong.extend(index for _ in range(CALLS[how]) if not torch.equal(call(batches[index]), expected[index]))
+        return [call(batch) for _ in range(CALLS[how])]
 
-    interval = sys.getswitchinterval()
+    expected, interval = [call(batch) for batch in batches], sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
-        threads = [threading.Thread(target=run, args=(index,)) for index in range(2)]
-        [thread.start() for thread in threads]
-        [thread.join() for thread in threads]
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(run, batches))
     finally:
         sys.setswitchinterval(interval)
-    assert not wrong
+    assert all(torch.equal(one, right) for ours, right in zip(found, expected) for one in ours)
 
 
 class HostSyncs(TorchDispatchMode):
@@ -152,19 +136,18 @@ class HostSyncs(TorchDispatchMode):
 @torch.no_grad()
 def test_decoding_waits_no_more_often_than_the_base(tiny_model, tiny_bases) -> None:
     """Of a mixed batch, whose audio is encoded and counted once; per token there is nothing more."""
-    config = tiny_model.config
     base = AutoModelForCausalLM.from_pretrained(tiny_bases[1])
-    mixed = collate(config, mixed_rows(config))
+    mixed = collate(tiny_model.config, mixed_rows(tiny_model.config))
     text = {"input_ids": mixed["input_ids"].clamp(max=100), "attention_mask": mixed["attention_mask"]}
-    waits = {}
-    for name, model, batch in (("mixed", tiny_model, mixed), ("text", tiny_model, text), ("base", base, text)):
+    waits = []
+    for model, batch in ((tiny_model, mixed), (tiny_model, text), (base, text)):
         counts = []
         for tokens in (4, 12):
             with HostSyncs() as syncs:
                 model.generate(**batch, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
             counts.append(len(syncs.found))
-        waits[name] = counts[1] - counts[0]
-    assert waits["mixed"] == waits["text"] == waits["base"]
+        waits.append(counts[1] - counts[0])
+    assert len(set(waits)) == 1, waits
 
 
 def test_training_steps_wait_a_few_times(tiny_model) -> None:
@@ -178,26 +161,20 @@ def test_training_steps_wait_a_few_times(tiny_model) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("grad", [False, True], ids=["no-grad", "grad"])
-def test_rows_that_are_masked_out_have_the_bits_of_the_base(tiny_model, dtype: torch.dtype, grad: bool) -> None:
+def test_rows_that_are_masked_out_have_the_bits_of_the_base(tiny_model, monkeypatch, dtype, grad: bool) -> None:
     layer = next(module for module in tiny_model.modules() if isinstance(module, MaskedLoraLinear))
     base = layer.base_layer.to(dtype)
     x = torch.randn(3, 7, base.in_features).to(dtype)
     mask = torch.tensor([1.0, 0, 1])[:, None, None].expand(3, 7, 1).to(dtype)
     with torch.set_grad_enabled(grad):
-        found, expected = run_layer(layer, x, {"speech": mask}), base(x)
-        everywhere = run_layer(layer, x, {"speech": None})
+        monkeypatch.setattr(lora._CALL, "masks", {"speech": mask})
+        found, expected = layer(x), base(x)
+        monkeypatch.setattr(lora._CALL, "masks", {"speech": None})
+        everywhere = layer(x)
     assert torch.equal(found[1], expected[1])
     for row in (0, 2):
         assert not torch.equal(found[row], expected[row])
         torch.testing.assert_close(found[row], everywhere[row])
-
-
-def run_layer(layer: MaskedLoraLinear, x: torch.Tensor, masks: dict) -> torch.Tensor:
-    lora._CALL.masks = masks
-    try:
-        return layer(x)
-    finally:
-        lora._CALL.masks = None
 
 
 def test_a_language_model_by_itself_is_refused(tiny_model) -> None:
@@ -276,14 +253,17 @@ def test_a_model_that_lost_its_layers_is_not_saved(tiny_model, tmp_path) -> None
 
 
 def test_what_peft_cannot_do_here_is_refused(tiny_model) -> None:
-    with pytest.raises(ValueError, match="plain LoRA"):
-        get_peft_model(copy.deepcopy(tiny_model), LoraConfig(target_modules=TARGETS, use_dora=True))
-    with pytest.raises(ValueError, match="'speech'"):
-        get_peft_model(copy.deepcopy(tiny_model), LoraConfig(target_modules=TARGETS), adapter_name="speech")
+    plain = LoraConfig(target_modules=TARGETS)
+    for config, name, words in (
+        (LoraConfig(target_modules=TARGETS, use_dora=True), "default", "plain LoRA"),
+        (plain, "speech", "'speech'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            get_peft_model(copy.deepcopy(tiny_model), config, adapter_name=name)
+    model = get_peft_model(copy.deepcopy(tiny_model), plain)
     with pytest.raises(ValueError, match="merge_adapters"):
-        model = get_peft_model(copy.deepcopy(tiny_model), LoraConfig(target_modules=TARGETS))
         model.merge_adapter(adapter_names=["speech"])
     with pytest.raises(NotImplementedError, match="get_peft_model"):
-        tiny_model.add_adapter(LoraConfig(target_modules=TARGETS))
+        tiny_model.add_adapter(plain)
     with pytest.raises(NotImplementedError, match="PeftModel"):
         tiny_model.load_adapter("folder")

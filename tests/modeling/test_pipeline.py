@@ -1,7 +1,5 @@
 """transformers' own pipeline takes an AudioLLM checkpoint, recordings included."""
 
-import copy
-
 import numpy as np
 import pytest
 import soundfile
@@ -17,13 +15,10 @@ pytestmark = pytest.mark.skipif(not ANY_TO_ANY_RUNS, reason="this transformers' 
 
 
 @pytest.fixture(scope="module")
-def generate(shared_tiny_model, tiny_processor, tmp_path_factory):
+def generate(tiny_checkpoint):
     """The pipeline of a checkpoint."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    copy.deepcopy(shared_tiny_model).save_pretrained(folder)
-    tiny_processor.save_pretrained(folder)
-    loaded = pipeline("any-to-any", model=str(folder), device="cpu")
-    # Where the pipeline, and `transformers serve`, look up which classes they support.
+    loaded = pipeline("any-to-any", model=str(tiny_checkpoint), device="cpu")
+    # The table in which the pipeline, and `transformers serve`, look up supported classes.
     assert type(loaded.model).__name__ == MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES[loaded.model.config.model_type]
     return loaded
 

@@ -17,7 +17,7 @@ from loopback_site import serving
 
 INT16_SCALE = 2**15
 LOSSLESS = ("wav", "flac", "aiff")
-#: How alike a lossy codec leaves a smooth tone.
+#: Likeness that a lossy codec leaves of a smooth tone.
 LOSSY_LIKENESS = 0.99
 
 
@@ -71,16 +71,11 @@ def test_every_kind_is_the_same_waveform():
         assert waveform.min() == -1.0 and 0.99 < waveform.max() <= 1.0
 
 
-def test_stereo_is_the_mean_of_its_channels_in_either_order():
+def test_stereo_short_files_and_decoders_of_newer_datasets():
     left, right = sweep(0.5), sweep(0.5)[::-1]
-    expected = (left + right) / 2
-    np.testing.assert_allclose(load_waveform(np.stack([left, right])), expected, atol=1e-7)
-    np.testing.assert_allclose(load_waveform(np.stack([left, right], axis=1)), expected, atol=1e-7)
-    stereo_file = encode("flac", np.stack([left, right], axis=1))
-    np.testing.assert_allclose(load_waveform(stereo_file), expected, atol=1e-4)
-
-
-def test_short_files_and_decoders_of_newer_datasets_are_read():
+    stereo = np.stack([left, right])
+    for audio in (stereo, stereo.T, encode("flac", stereo.T)):
+        np.testing.assert_allclose(load_waveform(audio), (left + right) / 2, atol=1e-4)
     one_frame = encode("wav", np.array([[0.5, -0.25]], dtype=np.float32))
     np.testing.assert_array_equal(load_waveform(one_frame), np.float32([0.125]))
     assert load_waveform(np.float32([0.25]), 48_000).shape == (1,)  # resampling loses no whole recording
@@ -90,13 +85,11 @@ def test_short_files_and_decoders_of_newer_datasets_are_read():
 
 @pytest.mark.parametrize("rate", [8_000, 44_100])
 def test_any_rate_is_resampled_to_the_same_sound(rate):
-    expected = sweep(2.0)
-    recorded = sweep(2.0, rate)
-    for audio, given in ((recorded, rate), ({"array": recorded, "sampling_rate": rate}, None)):
+    expected, recorded = sweep(2.0), sweep(2.0, rate)
+    in_a_dict, file = {"array": recorded, "sampling_rate": rate}, encode("wav", recorded, rate)
+    for audio, given in ((recorded, rate), (in_a_dict, None), (file, None)):
         waveform = load_waveform(audio, given)
-        assert abs(len(waveform) - len(expected)) <= 1
-        assert likeness(waveform, expected) > 0.999
-    assert likeness(load_waveform(encode("wav", recorded, rate)), expected) > 0.999
+        assert abs(len(waveform) - len(expected)) <= 1 and likeness(waveform, expected) > 0.999
 
 
 def test_decoding_imports_no_torch():
@@ -107,26 +100,26 @@ def test_decoding_imports_no_torch():
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("ending", SOUNDFILE_FORMATS)
-def test_formats_that_libsndfile_reads(ending, tmp_path):
-    expected = sweep()
-    path = tmp_path / f"tone.{ending}"
-    path.write_bytes(encode(ending, expected))
-    from_text, from_path, from_bytes = (load_waveform(audio) for audio in (str(path), path, path.read_bytes()))
-    np.testing.assert_array_equal(from_text, from_path)
-    np.testing.assert_array_equal(from_text, from_bytes)
-    if ending in LOSSLESS:
-        np.testing.assert_allclose(from_text, expected, atol=1 / INT16_SCALE)
+@pytest.mark.parametrize("name", [f"tone.{e}" for e in (*SOUNDFILE_FORMATS, *CONTAINER_FORMATS)] + [*FFMPEG_FORMATS])
+def test_files_of_every_format_whole_and_without_their_end(name, tmp_path):
+    """Whole files must not be taken for damaged ones; `audiollm validate` finds those that were cut off."""
+    path, ending = tmp_path / name, name.rpartition(".")[2]
+    if name in FFMPEG_FORMATS or ending in CONTAINER_FORMATS:
+        write_container(path, sweep())
     else:
-        assert likeness(from_text, expected) > LOSSY_LIKENESS
-
-
-@pytest.mark.parametrize("name", [*(f"tone.{ending}" for ending in CONTAINER_FORMATS), *FFMPEG_FORMATS])
-def test_files_of_ffmpeg(name, tmp_path):
-    """In containers that only PyAV reads, and whole files that must not be taken for damaged ones."""
-    waveform = load_waveform(write_container(tmp_path / name, sweep()))
-    assert abs(len(waveform) / RATE_HZ - 2.0) < 0.1
-    assert likeness(waveform, sweep()) > LOSSY_LIKENESS
+        path.write_bytes(encode(ending, sweep()))
+    waveform, whole = load_waveform(path), path.read_bytes()
+    for same in (str(path), whole):
+        np.testing.assert_array_equal(load_waveform(same), waveform)
+    if ending in LOSSLESS and name not in FFMPEG_FORMATS:
+        np.testing.assert_allclose(waveform, sweep(), atol=1 / INT16_SCALE)
+    assert abs(len(waveform) / RATE_HZ - 2.0) < 0.1 and likeness(waveform, sweep()) > LOSSY_LIKENESS
+    assert measure({"bytes": whole}, 600.0).fault == ""
+    for kept in (0.05, 0.6) if name not in FFMPEG_FORMATS and ending != "ts" else ():  # which says no length
+        part = whole[: int(len(whole) * kept)]
+        assert measure({"bytes": part}, 600.0).fault in ("cut_off", "undecodable")
+        with contextlib.suppress(AudioError):
+            assert len(load_waveform(part)) < len(waveform)
 
 
 def test_a_flac_written_to_a_pipe_and_a_wav_with_more_after_its_samples_are_whole():
@@ -193,13 +186,13 @@ def test_urls_are_fetched():
         load_waveform("gopher://host/tone.wav")
 
 
-@pytest.mark.parametrize("start", ["data:audio/wav;base64,", "DATA:audio/wav;codecs=x;Base64,", "data:;base64,"])
-def test_data_urls_are_what_they_hold(start):
+def test_data_urls_are_what_they_hold():
     data = encode("wav", TONE)
-    url = start + base64.b64encode(data).decode()
-    escaped = url.replace("+", "%2B").replace("/", "%2F").replace("audio%2Fwav", "audio/wav")
-    for location in (url, escaped, {"path": url}):
-        np.testing.assert_array_equal(load_waveform(location), load_waveform(data))
+    for start in ("data:audio/wav;base64,", "DATA:audio/wav;codecs=x;Base64,", "data:;base64,"):
+        url = start + base64.b64encode(data).decode()
+        escaped = url.replace("+", "%2B").replace("/", "%2F").replace("audio%2Fwav", "audio/wav")
+        for location in (url, escaped, {"path": url}):
+            np.testing.assert_array_equal(load_waveform(location), load_waveform(data))
 
 
 # ---- what is not audio -----------------------------------------------------------------------------------------------
@@ -207,14 +200,11 @@ def test_data_urls_are_what_they_hold(start):
 WRONG_WAVEFORMS = {
     "empty array": (np.zeros(0), "question: holds no samples"),
     "NaN": (np.float32([0.0, 0.1, np.nan]), "question: sample 2 is nan"),
-    "infinity": (torch.tensor([0.0, -torch.inf]), "question: sample 1 is -inf"),
     "unscaled floats": (TONE_16_BIT.astype(np.float32), r"question: floating-point samples reach 13\d{3}"),
     "three axes": (np.zeros((2, 3, 4)), r"question: expected shape .* got \(2, 3, 4\)"),
     "no channel axis": (np.zeros((50, 60)), r"question: shape \(50, 60\) is neither"),
     "ragged list": ([[0.1, 0.2], [0.3]], "question: not a waveform"),
     "booleans": (np.zeros(4, dtype=bool), "question: expected a waveform.* got ndarray of bool"),
-    "nothing": (None, "question: expected a waveform.* got NoneType"),
-    "set": ({0.1}, "question: expected a waveform.* got set"),
     "wide integers": (np.array([2**40]), "question: integer samples reach 1099511627776"),
     "dict without rate": ({"array": TONE}, "question: .* needs 'sampling_rate' in Hz, got keys"),
     "dict without audio": ({"text": "hello"}, r"question: an audio dict needs .* got \['text'\]"),
@@ -229,19 +219,19 @@ def test_what_is_not_a_waveform_is_refused_by_name(audio, message):
         load_waveform(audio, name="question")
 
 
-@pytest.mark.parametrize("rate", [0, float("nan"), "16000"])
+@pytest.mark.parametrize("rate", [float("nan"), "16000"])
 def test_an_impossible_rate_is_refused(rate):
     for audio, given in ((TONE, rate), ({"array": TONE, "sampling_rate": rate}, None)):
         with pytest.raises(AudioError, match=r"question: the sampling rate is .*; expected 1000 to 768000 Hz"):
             load_waveform(audio, given, name="question")
 
 
-@pytest.mark.parametrize("location", ["missing.wav", "", "x" * 5000, "nul\0.wav"])
-def test_a_file_that_is_missing_or_something_else_is_named(location, tmp_path):
-    path = f"{tmp_path}/absent/{location}"
-    with pytest.raises(FileNotFoundError, match="does not exist") as caught:
-        load_waveform(path)
-    assert repr(path) in str(caught.value)
+def test_a_file_that_is_missing_or_something_else_is_named(tmp_path):
+    for location in ("missing.wav", "", "x" * 5000, "nul\0.wav"):
+        path = f"{tmp_path}/absent/{location}"
+        with pytest.raises(FileNotFoundError, match="does not exist") as caught:
+            load_waveform(path)
+        assert repr(path) in str(caught.value)
     with pytest.raises(AudioError, match=f"{tmp_path.name}.*is not a file"):
         load_waveform(tmp_path)
     (tmp_path / "fake.wav").write_bytes(b"RIFF")
@@ -255,21 +245,3 @@ def test_a_playlist_opens_no_other_file(tmp_path, monkeypatch):
     for playlist in (b"ffconcat version 1.0\nfile secret.wav\n", b"#EXTM3U\n#EXTINF:1,\nsecret.wav\n#EXT-X-ENDLIST\n"):
         with pytest.raises(AudioError, match="corrupt, or not audio"):
             load_waveform(playlist)
-
-
-# ---- files without their end -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("ending", [*SOUNDFILE_FORMATS, "m4a", "webm"])
-def test_a_file_that_was_cut_off_is_a_part_of_the_sound_or_refused_and_validate_finds_it(ending, tmp_path):
-    if ending in SOUNDFILE_FORMATS:
-        whole = encode(ending, sweep())
-    else:
-        whole = write_container(tmp_path / f"whole.{ending}", sweep()).read_bytes()
-    assert measure({"bytes": whole}, 600.0).fault == ""
-    length = len(load_waveform(whole))
-    for kept in (0.05, 0.6):
-        part = whole[: int(len(whole) * kept)]
-        assert measure({"bytes": part}, 600.0).fault in ("cut_off", "undecodable")
-        with contextlib.suppress(AudioError):
-            assert len(load_waveform(part)) < length

@@ -97,8 +97,8 @@ def learned_texts(processor: AudioLlmProcessor, ids: list[int], labels: list[int
     return [processor.decode([label for _, label in stretch]) for stretch in stretches]
 
 
-def as_text(part: dict[str, Any]) -> str:
-    return part.get("text", "<audio>")
+def as_text(part: str | dict[str, Any]) -> str:
+    return part if isinstance(part, str) else part.get("text", "<audio>")
 
 
 @pytest.mark.parametrize("system", [True, False], ids=["system", "no system"])
@@ -112,8 +112,6 @@ def test_only_the_assistant_is_learned(family, clips, system):
     first, last = learned_texts(processor, ids, labels)
     assert first.removeprefix(shape.opening) == ANSWERS[0] + shape.end_of_turn
     assert last == opening_of_last + ANSWERS[1] + shape.end_of_turn
-    audio_ids = {processor.audio_begin_token_id, processor.audio_token_id, processor.audio_end_token_id}
-    assert not audio_ids & set(labels)
     assert ids.count(processor.audio_token_id) == 2 + 5 + 7
     # The prompt of inference begins the training ids, up to what is learned.
     prompt = encode(processor, messages[:-1], add_generation_prompt=True)
@@ -121,13 +119,10 @@ def test_only_the_assistant_is_learned(family, clips, system):
     assert ids[:length] == prompt["input_ids"][0] and labels[length] != IGNORED_LABEL
     assert batch["input_features"].equal(prompt["input_features"])
     # The text is the template's own.
-    strings = [
-        {**m, "content": m["content"] if isinstance(m["content"], str) else "".join(map(as_text, m["content"]))}
-        for m in messages
-    ]
+    contents = ["".join(map(as_text, m["content"])) for m in messages]
+    strings = [{**message, "content": content} for message, content in zip(messages, contents)]
     expected = processor.tokenizer.apply_chat_template(strings, tokenize=False)
     assert processor.apply_chat_template(messages) == expected
-    assert "".join(segment.text for segment in processor.conversation_segments(strings)) == expected
     # An open turn is continued where it stops.
     messages[-1] = {"role": "assistant", "content": "It says that"}
     assert processor.apply_chat_template(messages, continue_final_message=True).endswith("It says that")
@@ -151,7 +146,7 @@ def test_thinking_switched_off_is_part_of_the_prompt(extractor, smollm_tokenizer
     assert learned == ["<think>\nPerhaps.\n</think>\n\nYes.<|im_end|>"]
 
 
-def test_a_tokenizer_without_chat_template_gets_a_plain_one(extractor, smollm_tokenizer, clips):
+def test_a_tokenizer_without_chat_template_or_with_several(extractor, smollm_tokenizer, clips):
     tokenizer = copy.deepcopy(smollm_tokenizer)
     tokenizer.chat_template = None
     processor = AudioLlmProcessor(extractor, tokenizer)
@@ -161,13 +156,8 @@ def test_a_tokenizer_without_chat_template_gets_a_plain_one(extractor, smollm_to
     batch = encode(processor, messages, return_labels=True)
     assert learned_texts(processor, batch["input_ids"][0], batch["labels"][0]) == [" two words<|im_end|>"]
     assert processor.apply_chat_template(messages[:1], add_generation_prompt=True) == "user: <audio>\nassistant:"
-
-
-def test_a_tokenizer_with_several_templates_takes_a_name(extractor, smollm_tokenizer):
-    tokenizer = copy.deepcopy(smollm_tokenizer)
     tokenizer.chat_template = {"default": smollm_tokenizer.chat_template, "plain": DEFAULT_CHAT_TEMPLATE}
-    processor = AudioLlmProcessor(extractor, tokenizer)
-    messages = [{"role": "user", "content": "Hi"}]
+    processor, messages = AudioLlmProcessor(extractor, tokenizer), [{"role": "user", "content": "Hi"}]
     assert processor.apply_chat_template(messages).endswith("<|im_start|>user\nHi<|im_end|>\n")
     assert processor.apply_chat_template(messages, chat_template="plain") == "user: Hi\n"
     template = "{{ messages[0]['content'] }}{{ end }}"

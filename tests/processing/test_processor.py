@@ -142,42 +142,38 @@ def test_a_conversation_has_the_ids_of_its_whole_text(extractor, scheme):
 # ---- options ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["max_lenght", "output_labels"])
-def test_an_unknown_option_is_named(tiny_processor, waveform, name: str) -> None:
-    chat = user(spoken(waveform))
-    for options in ({name: 1}, {"text_kwargs": {name: 1}}, {"audio_kwargs": {name: 1}}, {"common_kwargs": {name: 1}}):
-        with pytest.raises(TypeError, match=name):
+def test_an_unknown_option_is_named(tiny_processor, waveform) -> None:
+    chat = {"conversation": user(spoken(waveform)), "tokenize": True}
+    for group in (None, "text_kwargs", "audio_kwargs", "common_kwargs"):
+        options = {group: {"max_lenght": 1}} if group else {"max_lenght": 1}
+        for given in (options, {"processor_kwargs": options}):
+            with pytest.raises(TypeError, match="max_lenght"):
+                tiny_processor.apply_chat_template(**chat, **given)
+        with pytest.raises(TypeError, match="max_lenght"):
             tiny_processor("<audio>", audio=waveform, **options)
-        if name == "output_labels" and name in options:
-            continue  # an option of conversations
-        with pytest.raises(TypeError, match=name):
-            tiny_processor.apply_chat_template(chat, tokenize=True, **options)
-        with pytest.raises(TypeError, match=name):
-            tiny_processor.apply_chat_template(chat, tokenize=True, processor_kwargs=options)
+    with pytest.raises(TypeError, match="output_labels"):  # an option of conversations
+        tiny_processor("<audio>", audio=waveform, output_labels=True)
 
 
 def test_options_in_groups(tiny_processor, waveform) -> None:
-    expected = tiny_processor(
-        TEXTS, audio=[waveform] * 3, padding="max_length", max_length=76, sampling_rate=8000, padding_side="right"
-    )
     groups = {
-        "text_kwargs": {"padding": "max_length", "max_length": 76},
+        "text_kwargs": {"padding": "max_length", "max_length": 100},
         "audio_kwargs": {"sampling_rate": 8000},
         "common_kwargs": {"padding_side": "right", "return_tensors": "pt"},
     }
-    assert equal(tiny_processor(TEXTS, audio=[waveform] * 3, **groups), expected)
-    chats = [user({"type": "text", "text": "Hi"}), user(spoken(waveform))]
     flat = {name: value for group in groups.values() for name, value in group.items()}
-    flat["max_length"] = groups["text_kwargs"]["max_length"] = 100
-    apply = tiny_processor.apply_chat_template
-    assert equal(apply(chats, tokenize=True, **groups), apply(chats, tokenize=True, **flat))
-    assert equal(apply(chats, tokenize=True, processor_kwargs=groups), apply(chats, tokenize=True, **flat))
+    given = {"text": TEXTS, "audio": [waveform] * 3}
+    assert equal(tiny_processor(**given, **groups), tiny_processor(**given, **flat))
+    chats = [user({"type": "text", "text": "Hi"}), user(spoken(waveform))]
+    expected = tiny_processor.apply_chat_template(chats, tokenize=True, **flat)
+    for options in (groups, {"processor_kwargs": groups}):
+        assert equal(tiny_processor.apply_chat_template(chats, tokenize=True, **options), expected)
     texts = ["one", "one two three four"]
     assert tiny_processor(text=texts, pad_to_multiple_of=8)["input_ids"].shape == (2, 24)
     with pytest.raises(ValueError, match="rows of input_ids are of different lengths; pass padding=True"):
         tiny_processor(text=texts, padding=False)
     with pytest.raises(ValueError, match=r"padding is True, but False in text_kwargs"):
-        tiny_processor(TEXTS, audio=[waveform] * 3, padding=True, text_kwargs={"padding": False})
+        tiny_processor(**given, padding=True, text_kwargs={"padding": False})
 
 
 def test_a_tokenizers_own_options_are_defaults(tiny_processor, tmp_path) -> None:
@@ -191,11 +187,11 @@ def test_a_tokenizers_own_options_are_defaults(tiny_processor, tmp_path) -> None
 def test_kinds_of_tensors(tiny_processor, waveform) -> None:
     tensors = tiny_processor(TEXTS, audio=[waveform] * 3)
     arrays = tiny_processor(TEXTS, audio=[waveform] * 3, return_tensors="np")
-    assert all(isinstance(value, np.ndarray) for value in arrays.values()) and list(arrays) == list(tensors)
-    assert all(np.array_equal(arrays[name], tensors[name].numpy()) for name in tensors)
     chat = [*user(spoken(waveform)), {"role": "assistant", "content": "Yes."}]
     chats = tiny_processor.apply_chat_template(chat, tokenize=True, output_labels=True, return_tensors="np")
-    assert all(isinstance(value, np.ndarray) for value in chats.values()) and "labels" in chats
+    assert all(isinstance(value, np.ndarray) for value in (*arrays.values(), *chats.values())) and "labels" in chats
+    assert list(arrays) == list(tensors)
+    assert all(np.array_equal(arrays[name], tensors[name].numpy()) for name in tensors)
     lists = tiny_processor("<audio>", audio=waveform, return_tensors=None)
     assert isinstance(lists["input_ids"], list) and isinstance(lists["attention_mask"], list)
     with pytest.raises(ValueError, match=r"'tf'"):
@@ -209,14 +205,9 @@ def test_a_recording_in_every_form(tiny_processor, waveform, tmp_path: Path) -> 
     path = tmp_path / "a recording.wav"
     soundfile.write(path, waveform, RATE_HZ, subtype="FLOAT")
     expected = tiny_processor.apply_chat_template(user(spoken(waveform)), tokenize=True)
-    in_dict = {"array": waveform, "sampling_rate": RATE_HZ}
-    for form in (
-        spoken(str(path), "path"),
-        spoken(path.as_uri(), "url"),
-        spoken(str(path), "audio_url"),
-        spoken(str(path), "url"),
-        spoken(in_dict),
-    ):
+    in_dict = spoken({"array": waveform, "sampling_rate": RATE_HZ})
+    urls = (spoken(path.as_uri(), "url"), spoken(str(path), "url"), spoken(str(path), "audio_url"))
+    for form in (spoken(str(path), "path"), *urls, in_dict):
         assert equal(tiny_processor.apply_chat_template(user(form), tokenize=True), expected)
 
 
@@ -229,20 +220,21 @@ def test_a_template_for_typed_parts_gets_them(tiny_processor, waveform) -> None:
     assert tiny_processor.decode(out["labels"][0][out["labels"][0] != IGNORED]) == "Yes.<|im_end|>"
 
 
-@pytest.mark.parametrize("beside", [[], [{"type": "text", "text": " and this "}]], ids=["alone", "with-text"])
-def test_a_placeholder_for_a_recording_beside_the_chat(tiny_processor, waveform, beside) -> None:
-    chat, given = user({"type": "audio"}, *beside), user(spoken(waveform), *beside)
+def test_a_placeholder_for_a_recording_beside_the_chat(tiny_processor, waveform) -> None:
+    beside = {"type": "text", "text": " and this "}
+    chat, given = user({"type": "audio"}, beside), user(spoken(waveform), beside)
     apply = tiny_processor.apply_chat_template
     assert equal(apply(chat, audio=waveform, tokenize=True), apply(given, tokenize=True))
-    assert equal(apply([chat, chat], audio=[waveform] * 2, tokenize=True), apply([given, given], tokenize=True))
-    assert equal(apply([chat, chat], audio=[[waveform]] * 2, tokenize=True), apply([given, given], tokenize=True))
+    for audio in ([waveform] * 2, [[waveform]] * 2):
+        assert equal(apply([chat, chat], audio=audio, tokenize=True), apply([given, given], tokenize=True))
     assert apply(chat) == apply(given)
-    with pytest.raises(ValueError, match=r"Message 0, part 0: an audio part needs exactly one of"):
-        apply(chat, tokenize=True)
-    with pytest.raises(ValueError, match=r"1 <audio> in all .* but 2 recordings"):
-        apply(chat, audio=[waveform] * 2, tokenize=True)
-    with pytest.raises(ValueError, match=r"not both"):
-        apply(user({"type": "audio"}, spoken(waveform)), audio=[waveform], tokenize=True)
+    for wrong, audio, words in (
+        (chat, None, "Message 0, part 0: an audio part needs exactly one of"),
+        (chat, [waveform] * 2, "1 <audio> in all .* but 2 recordings"),
+        (user({"type": "audio"}, spoken(waveform)), [waveform], "not both"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            apply(wrong, audio=audio, tokenize=True)
 
 
 def test_a_request_for_a_transcript(tiny_processor, waveform) -> None:
@@ -321,8 +313,7 @@ def test_audio_ids_lie_past_a_padded_embedding_matrix(extractor):
 def test_decoding_leaves_audio_out_on_request(processor, clips):
     ids = processor(text=["Say <audio> now", "Nothing"], audio=clips[0])["input_ids"]
     assert processor.batch_decode(ids, skip_special_tokens=True) == ["Say  now", "Nothing"]
-    slots = AUDIO_SLOT_TOKEN * processor.num_audio_slots(len(clips[0]))
-    assert processor.decode(ids[0]) == f"Say <audio>{slots}</audio> now"
+    assert processor.decode(ids[0]) == expand("Say <audio> now", processor.num_audio_slots(len(clips[0])))
 
 
 # ---- saving ----------------------------------------------------------------------------------------------------------
@@ -363,7 +354,7 @@ def test_arguments_and_parts_at_loading_come_first(tiny_processor, tmp_path) -> 
 
 
 def test_bases_are_composed_from_folders_and_from_embedded_ids(tiny_bases, real_bases, clips):
-    """(tests/modeling/test_inputs.py has bases that are not there.)"""
+    """(tests/modeling/test_common_invariants.py has bases that are not there.)"""
     tiny = AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases, stack_factor=2)
     assert (tiny.stack_factor, tiny.text_vocab_size) == (2, TEXT_VOCAB_SIZE)
     real = AudioLlmProcessor.from_audio_text_pretrained(*real_bases)
@@ -384,6 +375,11 @@ MISMATCHES = {
         "Text 1 has 1 <audio> but is given 2",
     ),
     "truncation": ({"text": "It is Hi", "truncation": True, "max_length": 2}, "truncation to 2 could cut"),
+    "one bad among good": (
+        {"text": ["<audio>"] * 3, "audio": [CLIP, CLIP[:0], CLIP]},
+        "audio 1: holds no samples",
+    ),
+    "images": ({"text": "Look", "images": "photo.png"}, "not images or videos"),
     "reserved token": ({"text": f"Hi {AUDIO_SLOT_TOKEN}"}, r"The text contains <\|audio_slot\|>"),
 }
 

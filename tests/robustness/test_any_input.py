@@ -3,7 +3,6 @@
 import base64
 import contextlib
 import json
-import string
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from audiollm import AudioLlmConfig, AudioLlmProcessor
+from audiollm import AudioLlmConfig
 from audiollm.corpora.audio_rows import read_audio_rows
 from audiollm.corpora.examples import ExamplesError, read_examples
-from audiollm.corpora.rows import RowError, RowReader
 from audiollm.corpora.sources import Examples, parse_source
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, IGNORED_LABEL
 from audiollm.training.collator import AudioLlmCollator
 from audiollm.training.command_line import parse_arguments
 from audiollm.training.rows import build_dataset
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as st_numpy
 from small_corpus import write_recordings, write_rows
@@ -56,30 +54,22 @@ NOISE = 0.1 * np.random.default_rng(0).standard_normal(40_000).astype(np.float32
 # ---- recordings ------------------------------------------------------------------------------------------------------
 
 
-@QUICK
-@given(ARRAYS, RATES)
-def test_any_array_is_a_waveform_or_an_error_that_names_it(array: np.ndarray, rate: Any) -> None:
-    for audio in (array, {"array": array, "sampling_rate": rate}):
+AUDIO_KEYS = st.sampled_from(("array", "bytes", "path", "sampling_rate"))
+ANYTHING = ARRAYS | JSON_VALUES | st.binary(max_size=40) | st.dictionaries(AUDIO_KEYS, JSON_VALUES)
+
+
+@settings(QUICK, max_examples=50)
+@given(ANYTHING, RATES)
+def test_anything_is_a_waveform_or_refused_by_name(given_audio: Any, rate: Any) -> None:
+    is_array = isinstance(given_audio, np.ndarray)
+    for audio in (given_audio, {"array": given_audio, "sampling_rate": rate}):
         try:
             waveform = load_waveform(audio, rate, name="question 7")
-        except AudioError as error:
-            assert "question 7" in str(error)
+        except (AudioError, FileNotFoundError) as error:
+            assert "question 7" in str(error) or not is_array
         else:
             assert waveform.dtype == np.float32 and waveform.ndim == 1 and len(waveform)
             assert np.isfinite(waveform).all()
-
-
-AUDIO_KEYS = st.sampled_from(("array", "bytes", "path", "sampling_rate"))
-
-
-@QUICK
-@given(st.one_of(JSON_VALUES, st.binary(max_size=40), st.dictionaries(AUDIO_KEYS, JSON_VALUES)))
-def test_anything_else_is_refused(audio: Any) -> None:
-    try:
-        waveform = load_waveform(audio, name="question 7")
-    except (AudioError, FileNotFoundError):
-        return
-    assert len(waveform) and np.isfinite(waveform).all()  # a list of numbers is a waveform
 
 
 @QUICK
@@ -97,14 +87,6 @@ def test_any_data_url_is_refused_or_read_without_showing_its_data(kind: str, mar
 # ---- processor -------------------------------------------------------------------------------------------------------
 
 
-def encoded(processor: AudioLlmProcessor, texts: Any, recordings: Any) -> Any:
-    """The batch, or the message of the error that it is refused with."""
-    try:
-        return processor(text=texts, audio=recordings or None)
-    except (ValueError, TypeError) as error:
-        return str(error)
-
-
 @QUICK
 @given(st.lists(TEXTS, min_size=1, max_size=4), st.data())
 def test_any_text_is_encoded_with_as_many_slots_as_its_recordings_take(tiny_processor, texts: list[str], data) -> None:
@@ -112,53 +94,24 @@ def test_any_text_is_encoded_with_as_many_slots_as_its_recordings_take(tiny_proc
     counts = [text.count(AUDIO_PLACEHOLDER) for text in texts]
     lengths = [data.draw(st.lists(st.integers(1, 4_000), min_size=count, max_size=count)) for count in counts]
     recordings = [[NOISE[:length] for length in row] for row in lengths]
-    batch = encoded(processor, texts, [clip for row in recordings for clip in row])
     if any("<|audio_slot|>" in text for text in texts):
-        assert "which stands for a stretch of a recording" in batch
+        with pytest.raises(ValueError, match="which stands for a stretch of a recording"):
+            processor(text=texts, audio=[clip for row in recordings for clip in row] or None)
         return
-    assert not isinstance(batch, str), batch
+    batch = processor(text=texts, audio=[clip for row in recordings for clip in row] or None)
     windows = 0
     for index, row in enumerate(lengths):
         ids = batch["input_ids"][index][batch["attention_mask"][index].bool()]
         expected = sum(processor.num_audio_slots(length) for length in row)
         assert int((ids == processor.audio_token_id).sum()) == expected
         assert int((ids == processor.audio_begin_token_id).sum()) == len(row)
-        alone = encoded(processor, texts[index], recordings[index])  # batched equals single
+        alone = processor(text=texts[index], audio=recordings[index] or None)  # batched equals single
         assert torch.equal(alone["input_ids"][0], ids)
         for one in range(len(row)):
             ours = int(batch["input_features_mask"][windows].sum())
             assert ours == alone["input_features_mask"][one].sum()
             assert torch.equal(batch["input_features"][windows, :, :ours], alone["input_features"][one, :, :ours])
             windows += 1
-
-
-@QUICK
-@given(st.text(st.sampled_from(string.ascii_letters + string.digits + string.punctuation + " \n"), max_size=30))
-def test_text_comes_back_as_it_was(tiny_processor, text: str) -> None:
-    assume(text and not any(token in text for token in RESERVED))
-    (ids,) = tiny_processor(text=[text], add_special_tokens=False)["input_ids"]
-    assert tiny_processor.decode(ids) == text
-
-
-@QUICK
-@given(st.lists(TEXTS, min_size=1, max_size=3), st.integers(0, 4))
-def test_counts_that_differ_are_both_stated(tiny_processor, texts: list[str], given_count: int) -> None:
-    counts = [text.count(AUDIO_PLACEHOLDER) for text in texts]
-    assume(sum(counts) != given_count)
-    found = encoded(tiny_processor, texts, [NOISE[:800]] * given_count)
-    assert f"The texts have {sum(counts)} <audio>" in found and f"but {given_count} recordings are given" in found
-
-
-@QUICK
-@given(
-    st.integers(0, 3),
-    st.sampled_from((np.zeros(0), np.float32([np.nan]), np.float32([np.inf, 0]), np.full(9, 1e30), None)),
-)
-def test_a_bad_recording_is_named_among_good_ones(tiny_processor, bad: int, audio: Any) -> None:
-    recordings: list[Any] = [NOISE[:800]] * 4
-    recordings[bad] = audio
-    found = encoded(tiny_processor, ["<audio>"] * 4, recordings)
-    assert f"audio {bad}" in found
 
 
 @QUICK
@@ -235,15 +188,6 @@ def test_any_rows_are_read_or_refused_by_number(corpus: Path, rows: list[Any], e
     assert {where for where, _ in source.problems} <= places
     for example in source:
         assert all(isinstance(each, (str, dict)) for each in example.recordings)
-
-
-@QUICK
-@given(ROWS)
-def test_any_row_says_all_that_is_wrong_with_it(corpus: Path, row: Any) -> None:
-    try:
-        RowReader(corpus, corpus).read(row, "row 0")
-    except RowError as error:
-        assert error.reasons and all(isinstance(reason, str) and reason for reason in error.reasons)
 
 
 @QUICK

@@ -69,45 +69,33 @@ FLAC_TOTAL_SAMPLES = slice(21, 26)
 MIB = 1 << 20
 
 
-def claiming(total_samples: int) -> bytes:
-    """A FLAC file that claims so many samples."""
-    data = bytearray(encode("flac", sweep(0.3)))
-    packed = int.from_bytes(data[FLAC_TOTAL_SAMPLES], "big")
-    data[FLAC_TOTAL_SAMPLES] = (packed >> 36 << 36 | total_samples).to_bytes(5, "big")
-    return bytes(data)
-
-
 @pytest.mark.parametrize("samples", [(1 << 30) + 1, (1 << 36) - 1])
 def test_a_header_that_claims_days_is_refused_before_memory_is_asked_for(samples: int) -> None:
+    data = bytearray(encode("flac", sweep(0.3)))
+    packed = int.from_bytes(data[FLAC_TOTAL_SAMPLES], "big")
+    data[FLAC_TOTAL_SAMPLES] = (packed >> 36 << 36 | samples).to_bytes(5, "big")
     with pytest.raises(AudioError, match=f"question: claims {samples} samples in 1 channels, more than"):
-        load_waveform(claiming(samples), name="question")
+        load_waveform(bytes(data), name="question")
 
 
-def test_silence_that_unpacks_to_more_than_the_bound_is_refused(monkeypatch, tmp_path: Path) -> None:
+def test_what_holds_more_than_the_bound_is_refused(monkeypatch, whole: Path, tmp_path: Path) -> None:
+    """Silence that unpacks to a thousand times its size, containers, a low rate that resampling multiplies."""
     path = tmp_path / "silence.flac"
     soundfile.write(path, np.zeros(4 * MIB, dtype=np.int16), 16_000)
     assert path.stat().st_size < MIB // 32  # of the 16 MiB that it is in memory
-    assert len(load_waveform(path)) == 4 * MIB
-    monkeypatch.setattr(audio_module, "MAX_SAMPLES", 4 * MIB - 1)
-    with pytest.raises(AudioError, match=r"silence\.flac: claims 4194304 samples .* `audiollm transcribe`"):
-        load_waveform(path)
-
-
-def test_a_container_and_a_low_rate_are_bounded_as_they_grow(monkeypatch, whole: Path) -> None:
-    monkeypatch.setattr(audio_module, "MAX_SAMPLES", 4_000)
-    with pytest.raises(AudioError, match=r"whole\.m4a: claims 1\d{4} samples in 1 channels, more than the 4000"):
-        load_waveform(whole / "whole.m4a")
-    with pytest.raises(AudioError, match=r"whole\.aac: holds more samples, more than the 4000"):
-        load_waveform(whole / "whole.aac")  # which does not say its length
-    with pytest.raises(AudioError, match="lasts 3 s, which at 16000 Hz is more samples"):
-        load_waveform(np.zeros(3_000, dtype=np.float32), 1_000)
-
-
-def test_a_file_larger_than_memory_is_not_read(tmp_path: Path) -> None:
     with open(tmp_path / "huge.wav", "wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(AudioError, match=r"huge\.wav: is larger than the 4294967296 bytes .* `audiollm transcribe`"):
-        load_waveform(tmp_path / "huge.wav")
+    monkeypatch.setattr(audio_module, "MAX_SAMPLES", 4_000)
+    for audio, words in (
+        (path, r"silence\.flac: claims 4194304 samples .* `audiollm transcribe`"),
+        (whole / "whole.m4a", r"whole\.m4a: claims 1\d{4} samples in 1 channels, more than the 4000"),
+        (whole / "whole.aac", r"whole\.aac: holds more samples, more than the 4000"),  # which does not say its length
+        (tmp_path / "huge.wav", r"huge\.wav: is larger than the 4294967296 bytes .* `audiollm transcribe`"),
+    ):
+        with pytest.raises(AudioError, match=words):
+            load_waveform(audio)
+    with pytest.raises(AudioError, match="lasts 3 s, which at 16000 Hz is more samples"):
+        load_waveform(np.zeros(3_000, dtype=np.float32), 1_000)
 
 
 # ---- hostile servers -------------------------------------------------------------------------------------------------
@@ -144,41 +132,31 @@ def hostile_site() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.server_port}"
 
 
-@pytest.mark.parametrize("name", ["endless.wav", "packed.wav"])
-def test_an_answer_without_end_is_given_up(hostile_site: str, name: str, monkeypatch) -> None:
-    monkeypatch.setattr(audio_module, "MAX_FILE_BYTES", MIB)
-    with pytest.raises(AudioError, match=rf"{name}: is larger than the {MIB} bytes that are read at once"):
-        load_waveform(f"{hostile_site}/{name}")
-
-
-def test_an_answer_that_breaks_off_is_named(hostile_site: str) -> None:
+def test_an_answer_without_end_is_given_up_and_one_that_breaks_off_is_named(hostile_site: str, monkeypatch) -> None:
     with pytest.raises(AudioError, match=r"short\.wav: cannot be read \(ClientPayloadError"):
         load_waveform(f"{hostile_site}/short.wav")
+    monkeypatch.setattr(audio_module, "MAX_FILE_BYTES", MIB)
+    for name in ("endless.wav", "packed.wav"):
+        with pytest.raises(AudioError, match=rf"{name}: is larger than the {MIB} bytes that are read at once"):
+            load_waveform(f"{hostile_site}/{name}")
 
 
-@pytest.mark.parametrize("scheme", ["local", "memory", "simplecache::file", "zip", "LOCAL", "gopher", "https::file"])
-def test_protocols_that_reach_into_this_machine_are_refused(scheme: str, tmp_path: Path) -> None:
+def test_protocols_that_reach_into_this_machine_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(encode("wav", sweep(0.3)))
-    url = f"{scheme}://{tmp_path}/a.wav"
-    with pytest.raises(AudioError, match=r"cannot be read \(Protocol not known.* expected a path, or one of http://"):
-        load_waveform(url)
-    with pytest.raises(RowError, match="expected a path or a URL of http"):
-        RowReader(tmp_path, tmp_path).read({"text": "<audio>", "audio_paths": url, "response": "yes"}, "row 0")
-
-
-@pytest.mark.parametrize("scheme", ["file", "FILE"])
-def test_a_file_url_does_not_leave_the_audio_folder(scheme: str, tmp_path: Path) -> None:
-    row = {"text": "<audio>", "audio_paths": f"{scheme}://{tmp_path}/a.wav", "response": "yes"}
-    with pytest.raises(RowError, match="expected a path or a URL"):
-        RowReader(tmp_path, tmp_path).read(row, "row 0")
-
-
-def test_a_name_where_bytes_belong_is_not_opened(tmp_path: Path) -> None:
-    """Otherwise a row could name any file of this machine, past the folder that recordings may not leave."""
-    path = tmp_path / "a.wav"
-    path.write_bytes(encode("wav", sweep(0.3)))
+    row, read = {"text": "<audio>", "response": "yes"}, RowReader(tmp_path, tmp_path).read
+    for scheme in ("local", "memory", "simplecache::file", "zip", "LOCAL", "gopher", "https::file"):
+        url = f"{scheme}://{tmp_path}/a.wav"
+        with pytest.raises(
+            AudioError, match=r"cannot be read \(Protocol not known.* expected a path, or one of http:"
+        ):
+            load_waveform(url)
+        with pytest.raises(RowError, match="expected a path or a URL of http"):
+            read({**row, "audio_paths": url}, "row 0")
+    for scheme in ("file", "FILE"):  # which do not leave the folder of recordings
+        with pytest.raises(RowError, match="expected a path or a URL"):
+            read({**row, "audio_paths": f"{scheme}://{tmp_path}/a.wav"}, "row 0")
+    # Nor does a name where bytes belong, which could be any file of this machine.
     with pytest.raises(AudioError, match="'bytes' of an audio dict must be a file's bytes, got str"):
-        load_waveform({"bytes": str(path)})
-    row = {"text": "<audio>", "audio": {"bytes": str(path)}, "response": "yes"}
+        load_waveform({"bytes": str(tmp_path / "a.wav")})
     with pytest.raises(RowError, match="neither 'bytes' nor 'path'"):
-        RowReader(tmp_path, tmp_path).read(row, "row 0")
+        read({**row, "audio": {"bytes": str(tmp_path / "a.wav")}}, "row 0")

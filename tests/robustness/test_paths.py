@@ -46,22 +46,17 @@ def test_each_recording_by_its_own_path_though_it_looks_like_a_pattern_or_an_opt
     assert sum(path.suffix == ".txt" for path in (place.outputs / "single").rglob("*")) == len(NAMES)
 
 
-def test_rows_are_evaluated_and_shown(place: Place) -> None:
+def test_rows_are_evaluated_and_a_folder_is_prepared_and_validated(place: Place, monkeypatch) -> None:
     assert call(place.line("evaluate")) == 0
     rows = (place.outputs / "scores/outputs/local/model.jsonl").read_text().splitlines()
-    heard = {Path(json.loads(row)["audio"][0]).name for row in rows}
-    assert heard == {Path(name).name for name in NAMES}
+    assert {Path(json.loads(row)["audio"][0]).name for row in rows} == {Path(name).name for name in NAMES}
     assert all(json.loads(row)["finish"] != "error" for row in rows)
     assert "<html" in (place.outputs / "scores/report.html").read_text()
-
-
-def test_a_folder_is_prepared_and_validated(place: Place, monkeypatch) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(place.outputs / "datasets"))
-    assert call(place.line("prepare")) == 0
     examples = place.outputs / "prepared" / "instruction_examples.json"
+    for line in (place.line("prepare"), ["validate", str(examples), "--workers", "1"], place.line("validate")):
+        assert call(line) == 0
     assert len(json.loads(examples.read_text())) == len(NAMES)
-    assert call(["validate", str(examples), "--workers", "1"]) == 0
-    assert call(place.line("validate")) == 0
     assert json.loads((place.outputs / "report.json").read_text())["files"]
 
 
