@@ -26,11 +26,7 @@ MAX_NEW_TOKENS = 16
 
 
 def time_to_first_token(session: Session, *turn: Any) -> tuple[float, str]:
-    """
-    Return seconds until the first token of an answer has been chosen, and that token's text.
-
-    By a bound of one token: pieces of text may come a token later.
-    """
+    """Return seconds to the first token of an answer, which is bound to one since texts may come a token later; its text."""
     start = time.perf_counter()
     session.ask(*turn, max_new_tokens=1)
     return time.perf_counter() - start, session.messages[-1]["content"]

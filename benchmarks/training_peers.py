@@ -107,12 +107,12 @@ def make_clips(shape: Shape) -> list[Clip]:
 
 @cache
 def audiollm_processor() -> AudioLlmProcessor:
-    """Return ours, for the two bases."""
+    """Return our processor for the two bases."""
     return AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
 
 
 def audiollm_model(dtype: torch.dtype) -> AudioLlmForConditionalGeneration:
-    """Return ours, with the bases' weights; its projector is random."""
+    """Return our model, with the bases' weights; its projector is random."""
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
         AUDIO_BASE, TEXT_BASE, dtype=dtype, lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, lora_target_modules=TARGETS
     )
@@ -186,13 +186,13 @@ def base_configs() -> tuple[WhisperConfig, LlamaConfig]:
 
 @cache
 def base_tokenizer():
-    """Return the language model's own."""
+    """Return the language model's tokenizer."""
     return AutoTokenizer.from_pretrained(resolve_base(TEXT_BASE, "text"), padding_side="right")
 
 
 @cache
 def feature_extractor():
-    """Return Whisper's own."""
+    """Return Whisper's feature extractor."""
     return AutoFeatureExtractor.from_pretrained(resolve_base(AUDIO_BASE, "audio"))
 
 

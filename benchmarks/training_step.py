@@ -29,13 +29,7 @@ LEARNING_RATE = 1e-4
 
 
 def run_side(side: str, shape: str, precision: str, steps: int, step_seconds: float) -> dict[str, Any]:
-    """
-    Time training steps after a warm-up one; return seconds each, and the process' peak memory.
-
-    Args:
-        steps: at most so many.
-        step_seconds: no further step begins once they have taken so long in all.
-    """
+    """Time up to `steps` training steps after a warm-up one; none begins once they have taken `step_seconds` in all."""
     torch.manual_seed(0)
     model, batch = SIDES[side](getattr(torch, precision), SHAPES[shape])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -51,7 +45,6 @@ def run_side(side: str, shape: str, precision: str, steps: int, step_seconds: fl
         "side": side,
         "shape": shape,
         "precision": precision,
-        "warm_up_seconds": seconds[0],
         "seconds": seconds[1:],
         "peak_memory_mib": peak_memory_mib(),
     }
@@ -75,12 +68,8 @@ def main() -> None:
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--rounds", type=int, default=3, help="processes per side, batch and precision")
     parser.add_argument("--steps", type=int, default=2, help="timed steps per process, after one to warm up")
-    parser.add_argument(
-        "--step_seconds",
-        type=float,
-        default=math.inf,
-        help="after timed steps of so many seconds no further one begins; default: all of --steps",
-    )
+    told = "after timed steps of so many seconds no further one begins; default: all of --steps"
+    parser.add_argument("--step_seconds", type=float, default=math.inf, help=told)
     options = parser.parse_args()
     runs = []
     for number in range(options.rounds):

@@ -21,6 +21,7 @@ from .outputs import RunFolderError, convention_of, joined_sessions, open_run, r
 from .score import ScoringOptions, measure_answers
 from .systems import MODEL
 
+SIDES = ("first", "second")
 BLEU = "bleu"
 #: The test of all metrics but BLEU, which sacreBLEU tests itself.
 RANDOMISATION = "paired approximate randomisation"
@@ -49,8 +50,8 @@ def compare_runs(
         normaliser, samples, seed: as for [`audiollm.evaluation.score.score_run`], whose errors may be raised too.
 
     Returns:
-        As JSON: of each task its metrics with both figures, their difference (the second less the first), its interval
-        and p; and the tasks and items that only one of them has.
+        JSON: the metrics of each task with both figures, their difference (the second less the first), its interval and
+        p; and the tasks and items that only one of them has.
     """
     runs = open_run(first), open_run(second)
     answered = []
@@ -74,12 +75,12 @@ def compare_runs(
         answers = [read_answers(run, task, system) for run, system in zip(runs, systems)]
         convention = convention_of(runs[0].task(task), normaliser)
         compared[task] = compare_answers(answers, runs[0].task(task)["metrics"], convention, samples, seed)
-    sides = [
-        {"folder": str(run.folder), "system": system, "model": run.record.get("model")}
-        for run, system in zip(runs, systems)
-    ]
+    sides = {
+        side: {"folder": str(run.folder), "system": system, "model": run.record.get("model")}
+        for side, run, system in zip(SIDES, runs, systems)
+    }
     return {
-        **dict(zip(("first", "second"), sides)),
+        **sides,
         "scoring": {"normaliser": normaliser, "samples": samples, "seed": seed},
         "tasks": compared,
         "tasks_only_in_first": [task for task in chosen[0] if task not in common],
@@ -111,7 +112,7 @@ def compare_answers(
             **{"unit": one.unit, "signature": one.signature, "scored": len(common)},
             "scored_only_in_first": [each for each in one.ids if each not in counted],
             "scored_only_in_second": [each for each in other.ids if each not in counted],
-            **dict.fromkeys(("first", "second", "difference", "low", "high", "p")),
+            **dict.fromkeys((*SIDES, "difference", "low", "high", "p")),
         }
         if found is not None:
             compared |= asdict(found) | {"difference": found.value, "test": RANDOMISATION}
@@ -129,7 +130,7 @@ def compare_answers(
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """Return a comparison for people."""
     lines = []
-    for side in ("first", "second"):
+    for side in SIDES:
         compared = comparison[side]
         model = f" ({compared['model']})" if compared["model"] else ""
         lines.append(f"{side + ':':7} {compared['system']} of {compared['folder']}{model}")
@@ -150,17 +151,15 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
             lines.append(
                 f"{task:24} {name:22} {figures}  {spread:22} {each['p']:7.4f}  {better} ({each['scored']} items)"
             )
-        named = [(key.replace("_", " "), ids) for key, ids in left_out.items() if ids]
-        lines += [f"{task:24} left out, {reason}: {_listed(ids)}" for reason, ids in named]
-    for side in ("first", "second"):
+        for key, ids in left_out.items():
+            if ids:
+                shown = ", ".join(ids[:MAX_IDS_SHOWN])
+                more = f" and {len(ids) - MAX_IDS_SHOWN} more" if len(ids) > MAX_IDS_SHOWN else ""
+                lines.append(f"{task:24} left out, {key.replace('_', ' ')}: {len(ids)} ({shown}{more})")
+    for side in SIDES:
         if only := comparison[f"tasks_only_in_{side}"]:
             lines.append(f"tasks only in {side}: {', '.join(only)}")
     return "\n".join(lines)
-
-
-def _listed(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - MAX_IDS_SHOWN} more" if len(ids) > MAX_IDS_SHOWN else ""
-    return f"{len(ids)} ({', '.join(ids[:MAX_IDS_SHOWN])}{more})"
 
 
 @dataclass

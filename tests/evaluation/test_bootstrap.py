@@ -31,7 +31,6 @@ def test_a_corpus_is_resampled_as_a_corpus(errors, monkeypatch) -> None:
         by_hand.append(drawn[:, 0].sum() / drawn[:, 1].sum())
     assert np.quantile(by_hand, [0.025, 0.975]) == pytest.approx([found.low, found.high], abs=0.003)
     assert interval(errors, seed=3) == interval(errors, seed=3) != interval(errors, seed=4)
-    assert interval(errors, level=0.99).low < interval(errors, level=0.5).low < found.value
     whole = interval(errors, samples=50)
     monkeypatch.setattr("audiollm.evaluation.bootstrap.MAX_BLOCK_VALUES", 1)
     assert interval(errors, samples=50).low == pytest.approx(whole.low)

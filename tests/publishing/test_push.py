@@ -148,10 +148,10 @@ def test_an_interrupted_push_sends_only_the_rest(checkpoint: Path, hub: Loopback
     def sent() -> list[str]:
         return [request.path for request in hub.requests if request.method == "PUT" and request.status == 200]
 
-    hub.cut_uploads(after=1)
+    hub.uploads_until_cut = 1
     with pytest.raises(SystemExit, match="The same command goes on"):
         pushed(checkpoint)
     assert len(sent()) == 1 and hub.files(REPO).keys() == {".gitattributes"}
-    hub.mend_uploads()
+    hub.uploads_until_cut = None
     pushed(checkpoint)
     assert len(sent()) == len(set(sent())) == 3 and set(places.values()) < hub.files(REPO).keys()
