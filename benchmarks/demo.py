@@ -121,7 +121,7 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
         seed=SEED,
     )
     texts = list(prompts["text"])[: len(keys)]
-    with contextlib.redirect_stdout(io.StringIO()):  # where the Trainer prints every loss
+    with contextlib.redirect_stdout(io.StringIO()):  # since the Trainer prints every loss
         trainer = AlignTrainer(model, cache, keys, texts, arguments, [budget])
         trainer.augmentation = BatchAugmentation(processor)
         trainer.train()

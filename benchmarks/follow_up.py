@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=float, default=list(LENGTHS_S), help="recordings, in seconds")
     options = parser.parse_args()
     model, processor = load(options.model, options.dtype)
-    Session(model, processor).ask("Hello?", max_new_tokens=2)  # what only the first call costs
+    Session(model, processor).ask("Hello?", max_new_tokens=2)  # the first call costs more
     rows = []
     for seconds in options.lengths:
         repeats = options.repeats if seconds < LONG_S else options.long_repeats

@@ -48,10 +48,6 @@ def compare_runs(
         first, second: folders of `audiollm evaluate`, with one of the `systems` each.
         tasks: only these.
         normaliser, samples, seed: as for [`audiollm.evaluation.score.score_run`], whose errors may be raised too.
-
-    Returns:
-        JSON: the metrics of each task with both figures, their difference (the second less the first), its interval and
-        p; and the tasks and items that only one of them has.
     """
     runs = open_run(first), open_run(second)
     answered = []
@@ -67,25 +63,19 @@ def compare_runs(
     chosen = [[task for task in each if tasks is None or task in tasks] for each in answered]
     common = [task for task in chosen[0] if task in chosen[1]]
     if not common:
-        raise RunFolderError(
-            f"The runs have no task in common: {first} has {', '.join(answered[0])}; {second} has {', '.join(answered[1])}."
-        )
+        told = f"{first} has {', '.join(answered[0])}; {second} has {', '.join(answered[1])}"
+        raise RunFolderError(f"The runs have no task in common: {told}.")
     compared = {}
     for task in common:
         answers = [read_answers(run, task, system) for run, system in zip(runs, systems)]
         convention = convention_of(runs[0].task(task), normaliser)
         compared[task] = compare_answers(answers, runs[0].task(task)["metrics"], convention, samples, seed)
-    sides = {
-        side: {"folder": str(run.folder), "system": system, "model": run.record.get("model")}
-        for side, run, system in zip(SIDES, runs, systems)
-    }
-    return {
-        **sides,
-        "scoring": {"normaliser": normaliser, "samples": samples, "seed": seed},
-        "tasks": compared,
-        "tasks_only_in_first": [task for task in chosen[0] if task not in common],
-        "tasks_only_in_second": [task for task in chosen[1] if task not in common],
-    }
+    scoring = {"normaliser": normaliser, "samples": samples, "seed": seed}
+    comparison: dict[str, Any] = {"scoring": scoring, "tasks": compared}
+    for side, run, system, asked in zip(SIDES, runs, systems, chosen):
+        comparison[side] = {"folder": str(run.folder), "system": system, "model": run.record.get("model")}
+        comparison[f"tasks_only_in_{side}"] = [task for task in asked if task not in common]
+    return comparison
 
 
 def compare_answers(
@@ -134,10 +124,8 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
         compared = comparison[side]
         model = f" ({compared['model']})" if compared["model"] else ""
         lines.append(f"{side + ':':7} {compared['system']} of {compared['folder']}{model}")
-    lines.append(
-        "\n"
-        f"{'task':24} {'metric':22} {'first':>9} {'second':>9} {'difference':>11}  {'95% interval':22} {'p':>7}  better"
-    )
+    head = f"{'task':24} {'metric':22} {'first':>9} {'second':>9} {'difference':>11}  {'95% interval':22} {'p':>7}  better"
+    lines.append(f"\n{head}")
     for task, entry in comparison["tasks"].items():
         left_out = {key: entry[key] for key in ("only_in_first", "only_in_second", "other_reference")}
         for name, each in entry["metrics"].items():
@@ -166,9 +154,9 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
 class CompareOptions(ScoringOptions):
     """Options of a comparison."""
 
-    systems: list[str] = option([MODEL], "Which system of each: one name for both, or two, such as model whisper.")
+    systems: list[str] = option([MODEL], "System of each: one name for both, or two, such as model whisper.")
     tasks: list[str] = option([], "Only these tasks; all in common if not given.")
-    output: Path | None = option(None, "Where to write the comparison as JSON.")
+    output: Path | None = option(None, "File for the comparison as JSON.")
 
     def __post_init__(self):
         super().__post_init__()

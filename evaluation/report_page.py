@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 from audiollm.publishing.record import shown_path
-from audiollm.publishing.score_table import COUNTS, READING, score_rows
-from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
+from audiollm.publishing.score_table import COUNTS, READING, SYSTEM_TITLES, score_rows
 
 from .bootstrap import SIGNIFICANCE
 from .measures import FRACTION, LOWER_IS_BETTER

@@ -240,17 +240,17 @@ def test_replies_are_read_or_refused(rubric, order, reply, scores) -> None:
             known_rubrics()[rubric].read(reply, order)
 
 
-def test_the_command_answers_judges_and_scores(server, checkpoint, tmp_path, capsys) -> None:
+def test_the_command_answers_judges_and_scores(server, tiny_checkpoint, tmp_path, capsys) -> None:
     """Also when the judge refuses: what was answered is scored, and the same command goes on with the judge alone."""
     given = f"--tasks {CHAT} --data {air_bench(tmp_path / 'copy')} --systems model,deaf --max_new_tokens 3"
     given += f" --judge_model marker --judge_url {options(server).judge_url} --judge_key_variable {VARIABLE}"
     server.answer = lambda prompt, times: (401, {"error": {"message": "no"}})
     with pytest.raises(SystemExit, match="The judge refuses"):
-        evaluate(checkpoint, tmp_path / "run", *given.split())
+        evaluate(tiny_checkpoint, tmp_path / "run", *given.split())
     assert scores_of(tmp_path / "run", CHAT)["model"]["counts"]["items"]
     server.answer = good_reply
     capsys.readouterr()
-    evaluate(checkpoint, tmp_path / "run", *given.split())
+    evaluate(tiny_checkpoint, tmp_path / "run", *given.split())
     printed = capsys.readouterr()
     assert "judge_score" in printed.out and "answer/s" not in printed.err
     for system in ("model", "deaf"):

@@ -42,11 +42,11 @@ def own_data(folder: Path, *texts: str) -> str:
     ],
 )
 def test_every_part_of_a_run_is_in_the_language(
-    checkpoint, multilingual, tmp_path, given, code, normaliser, metric
+    tiny_checkpoint, multilingual, tmp_path, given, code, normaliser, metric
 ) -> None:
     data = own_data(tmp_path / "data", *([HINDI, HINDI + " जी"] if code != "en" else ["Über alles.", "one two"]))
     options = f"--data_path {data} --whisper {multilingual} --max_new_tokens 4 {given}"
-    evaluate(checkpoint, tmp_path / "run", *options.split())
+    evaluate(tiny_checkpoint, tmp_path / "run", *options.split())
     record = json.loads((tmp_path / "run" / "run.json").read_text())["tasks"]["local"]
     assert (record["language"], record["normaliser"]) == (code, normaliser)
     scores = scores_of(tmp_path / "run", "local")
@@ -55,13 +55,13 @@ def test_every_part_of_a_run_is_in_the_language(
 
 
 def test_the_language_is_needed_by_other_letters_and_told_to_whisper(
-    shared_model, tiny_processor, multilingual, tmp_path
+    shared_tiny_model, tiny_processor, multilingual, tmp_path
 ) -> None:
     data = own_data(tmp_path / "data", HINDI, "OK")
     with pytest.raises(TaskError, match="--language"):
         read_local_set(data)
     for language in ("hi", "de", "en"):
-        builder = SystemBuilder(shared_model, tiny_processor, multilingual, None, tmp_path / "run", 4)
+        builder = SystemBuilder(shared_tiny_model, tiny_processor, multilingual, None, tmp_path / "run", 4)
         system = builder.build(read_local_set(data, language=language), "whisper")
         assert system.decoder.options["language"] == language
     assert read_local_set(own_data(tmp_path / "data", "Der Zug nach Köln fährt über Düren.")).language == "en"

@@ -17,7 +17,7 @@ from audiollm.evaluation.outputs import RunFolderError
 from audiollm.evaluation.report import gather, main, write_report
 from audiollm.evaluation.score import main as score
 from audiollm.evaluation.score import score_run
-from audiollm.publishing.score_table import SYSTEMS as TITLES
+from audiollm.publishing.score_table import SYSTEM_TITLES as TITLES
 from evaluation_runs import row, write_lines, write_run
 from small_corpus import example_rows, write_recordings, write_rows
 
@@ -245,7 +245,7 @@ def test_recordings_of_a_bundled_task_can_be_played(report) -> None:
     assert "the recordings are not on this machine" in report.page.text["librispeech_clean"]
 
 
-def test_own_recordings_are_played_as_far_as_there_is_room(checkpoint, tmp_path, capsys, monkeypatch) -> None:
+def test_own_recordings_are_played_as_far_as_there_is_room(tiny_checkpoint, tmp_path, capsys, monkeypatch) -> None:
     """One is damaged, one long; scoring and evaluating write the report as well."""
     recordings = tmp_path / "recordings"
     names = write_recordings(recordings, 3)
@@ -278,7 +278,7 @@ def test_own_recordings_are_played_as_far_as_there_is_room(checkpoint, tmp_path,
     assert "No player: the page would be larger than" in fewer
 
     data = write_rows(recordings / "data.json", example_rows(["0.wav", "2.wav"])[:2])
-    options = f"--model {checkpoint} --data_path {data} --systems model,wrong_audio --max_new_tokens 4"
+    options = f"--model {tiny_checkpoint} --data_path {data} --systems model,wrong_audio --max_new_tokens 4"
     evaluate([*options.split(), "--output_dir", str(tmp_path / "evaluated")])
     assert f"Shown by {tmp_path / 'evaluated' / 'report.html'}" in capsys.readouterr().out
     evaluated = Page(tmp_path / "evaluated" / "report.html")

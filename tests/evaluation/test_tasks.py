@@ -218,10 +218,10 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize("tasks", [SOME, pytest.param((*COPIES, *EMBEDDED), marks=pytest.mark.slow)])
-def test_every_system_that_can_answers_tasks_of_every_kind(checkpoint, copies, tmp_path, capsys, tasks) -> None:
+def test_every_system_that_can_answers_tasks_of_every_kind(tiny_checkpoint, copies, tmp_path, capsys, tasks) -> None:
     given = [f"{task}={copies[task]}" for task in tasks if task in copies]
     common = ("--tasks", ",".join(tasks), "--data", *given, "--limit", LIMIT, "--max_new_tokens", 3)
-    evaluate(checkpoint, tmp_path, *common)
+    evaluate(tiny_checkpoint, tmp_path, *common)
     printed = capsys.readouterr().out
     record = json.loads((tmp_path / "run.json").read_text())["tasks"]
     for task in tasks:

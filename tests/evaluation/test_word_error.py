@@ -7,8 +7,7 @@ import jiwer
 import pytest
 from audiollm.corpora.normalisers import has_words
 from audiollm.evaluation import score_word_error
-from audiollm.evaluation.leaderboard import join_acronyms, normalize_leaderboard
-from audiollm.evaluation.word_error import word_errors
+from audiollm.evaluation.word_error import join_acronyms, normalize_leaderboard, word_errors
 
 #: Pairs of prompt and transcript with the leaderboard's normalised texts and counts, as its own code made them.
 PAIRS_FILE = Path(__file__).parent / "leaderboard" / "pairs.json"
