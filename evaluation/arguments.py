@@ -40,7 +40,7 @@ class JudgeArguments:
     judge_url: str = option("https://api.openai.com/v1", "Base address of an OpenAI-compatible endpoint.")
     judge_key_variable: str | None = option(
         None,
-        "Environment variable with the endpoint's key; by default OPENAI_API_KEY for OpenAI's, and none for others.",
+        "Environment variable with the endpoint's key, which is written nowhere; OPENAI_API_KEY for OpenAI's by default.",
     )
 
     def __post_init__(self):

@@ -316,10 +316,12 @@ def air_bench(task: Task, data: str | None) -> Questions:
 
 TEXT_QUESTIONS_FILE = Path(__file__).parent / "text_questions.yaml"
 #: Made recordings without speech: seconds, seed of the noises, root mean square of the loud and the quiet ones.
-NO_SPEECH_SECONDS, NO_SPEECH_SEED, LOUD_RMS, QUIET_RMS = (0.5, 2.0, 8.0, 30.0), 20_250_101, 0.1, 0.003
+NO_SPEECH_SECONDS, NO_SPEECH_SEED = (0.5, 2.0, 8.0, 30.0), 20_250_101
+LOUD_RMS, QUIET_RMS = 0.1, 0.003
 #: The power of noise falls with frequency to this power.
 NOISE_SLOPES = {"white noise": 0.0, "pink noise": 1.0, "brown noise": 2.0}
-HUM_HZ, HUM_HARMONICS, CLICKS_PER_S, FULL_SCALE = 50.0, (1, 2, 3, 5), 2.0, 0.99
+HUM_HZ, HUM_HARMONICS = 50.0, (1, 2, 3, 5)
+CLICKS_PER_S, FULL_SCALE = 2.0, 0.99
 #: Sound and loudness, by name.
 NO_SPEECH: dict[str, tuple[str, float]] = {
     "silence": ("silence", 0.0),
