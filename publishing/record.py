@@ -155,7 +155,8 @@ def machine_facts() -> dict[str, Any]:
         processor = re.findall(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)[0]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
-    facts = {"system": platform.system(), "processor": processor, "cores": cores, "memory_gib": round(memory, 1)}
+    facts: dict[str, Any] = {"system": platform.system(), "processor": processor, "cores": cores}
+    facts["memory_gib"] = round(memory, 1)
     if torch.cuda.is_available():
         facts["gpus"] = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return facts
