@@ -56,8 +56,7 @@ ENCODING_SHARE = 0.4
 CLIPS_ENCODED_AT_ONCE = 16
 BATCH_SIZE = 16
 LEARNING_RATE = 3e-4
-#: Never reached: time ends the training.
-MAX_EPOCHS = 1000
+MAX_EPOCHS = 1000  # never reached: time ends the training
 LINE_WIDTH = 100
 #: In the plot: batches of short and of long clips take turns.
 STEPS_AVERAGED = 20

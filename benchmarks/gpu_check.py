@@ -41,15 +41,16 @@ MEL_FRAMES_PER_S, MEL_PER_FRAME = 100, 2
 STEPS, NEW_TOKENS = 8, 32
 MIB = 1 << 20
 #: Shapes of the models that serve the checks of right and wrong.
-SMALL_LLAMA = LlamaConfig(
-    **{"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
-    **{"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2, "vocab_size": 256, "tie_word_embeddings": True},
-    max_position_embeddings=4096,
-)
-SMALL_WHISPER = WhisperConfig(
-    **{"d_model": 64, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 256},
-    **{"decoder_layers": 1, "decoder_attention_heads": 4, "decoder_ffn_dim": 256},
-)
+SMALL_TEXT: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256}
+SMALL_TEXT |= {"num_attention_heads": 4, "tie_word_embeddings": True, "max_position_embeddings": 4096}
+SMALL_LLAMA = LlamaConfig(**SMALL_TEXT, pad_token_id=0, eos_token_id=1, bos_token_id=2)
+SMALL_AUDIO: dict[str, Any] = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 256,
+}
+SMALL_WHISPER = WhisperConfig(**SMALL_AUDIO, decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=256)
 
 
 class Skipped(Exception):

@@ -86,11 +86,9 @@ def paired_test(
     first: np.ndarray, second: np.ndarray, pooled: Pooled = ratio, samples: int = SAMPLES, seed: int = 0
 ) -> Difference:
     """
-    Test whether two systems differ on the same items: interval by paired bootstrap, p by approximate randomisation.
+    Test two systems for a difference on the same items: interval by paired bootstrap, p by approximate randomisation.
 
-    Args:
-        first, second: their statistics `(items, columns)`, row by row of the same item, one row or more.
-        pooled, samples, seed: see [`interval`].
+    Their statistics `(items, columns)` are row by row of the same item, one row or more; for the rest see [`interval`].
     """
     rng, first, second = np.random.default_rng(seed), first.astype(np.float64), second.astype(np.float64)
     sums = first.sum(axis=0), second.sum(axis=0)

@@ -42,12 +42,7 @@ def compare_runs(
     Compare two systems of two folders, or of one, on every task that both have answered, item by item.
 
     Items are matched by id, and compared where their right answers are the same; all others are named. Both sides are
-    scored again by the convention of the first.
-
-    Args:
-        first, second: folders of `audiollm evaluate`, with one of the `systems` each.
-        tasks: only these.
-        normaliser, samples, seed: as for [`audiollm.evaluation.score.score_run`], whose errors may be raised too.
+    scored again by the convention of the first; for its options, and errors, see [`audiollm.evaluation.score.score_run`].
     """
     runs = open_run(first), open_run(second)
     answered = []

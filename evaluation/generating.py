@@ -1,6 +1,4 @@
-"""
-Answer in batches: each answer ends at its own bound, says how it ended, and does not depend on what else is in the batch.
-"""
+"""Answer in batches: each answer ends at its own bound, says how it ended, and does not depend on its batch."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -67,10 +65,8 @@ class Generator:
     """
     Greedy answers of a model to batches of conversations.
 
-    Args:
-        model: an AudioLLM, or for conversations of text alone any causal language model.
-        processor: the AudioLLM's.
-        ctc_weight: for transcripts: n-best rescoring with CTC of this weight; see [`audiollm.inference.ctc_rescoring`].
+    The model is an AudioLLM, or for text alone any causal language model; the processor is the AudioLLM's. `ctc_weight` is
+    that of n-best rescoring of transcripts; see [`audiollm.inference.ctc_rescoring`].
     """
 
     def __init__(self, model: Any, processor: Any, ctc_weight: float = 0.0):

@@ -1,8 +1,7 @@
 """
 Judge answers: a language model behind an OpenAI-compatible endpoint marks them, and every mark is written down as it comes.
 
-The endpoint's client sends requests again when it is busy, and gives up after so many. What it gives up on, and replies that
-no mark can be read from, are counted, kept with the reason, and asked again when the command is given again.
+Requests that the endpoint's client gives up on, and replies without a mark, are kept with the reason, and asked again.
 """
 
 import os

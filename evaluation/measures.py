@@ -204,11 +204,7 @@ LETTERS = "ABCD"
 
 
 def air_bench_letter(text: str) -> str | None:
-    """
-    Return the letter that an answer chooses by AIR-Bench's rule (`score_foundation.py`); None where it cannot be read.
-
-    It is the first character, or else the last but one ("The answer is A.").
-    """
+    """Return the letter of an answer by AIR-Bench's rule (`score_foundation.py`): its first character, or last but one."""
     answer = text.strip().replace("\n", "")
     return next((letter for letter in (answer[:1], answer[-2:-1]) if letter and letter in LETTERS), None)
 
@@ -316,12 +312,9 @@ def measure(
     metric: str, predictions: Sequence[str], references: Sequence[str | Sequence[str]], by: Convention | None = None
 ) -> Measured:
     """
-    Measure texts.
+    Measure texts by a metric, a name of `MEASURES` or `ALIASES`, of which the first counts.
 
-    Args:
-        metric: a name of `MEASURES` or `ALIASES`, of which the first counts.
-        predictions: texts. references: one right text of each, or several.
-        by: rules for comparing them; English by default.
+    There are one right text, or several, for each prediction; they are compared as English texts by default.
     """
     if len(predictions) != len(references):
         raise ValueError(f"There are {len(references)} references for {len(predictions)} predictions.")

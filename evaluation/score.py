@@ -38,12 +38,8 @@ def score_run(
     """
     Score every finished system of every task; write `scores.json`, which is returned, and `items/<task>/<system>.jsonl`.
 
-    Args:
-        folder: the `--output_dir` of `audiollm evaluate`.
-        normaliser: instead of the tasks' own; see `word_error.py`.
-        samples: number of samples for intervals. seed: of the draws.
-
-    RunFolderError is raised if it is no such folder, or a file in it is damaged.
+    The folder is the `--output_dir` of `audiollm evaluate`; RunFolderError is raised if it is none, or damaged. The normaliser
+    is instead of the tasks' own; samples, drawn from a seed, are for intervals.
     """
     run = open_run(folder)
     tasks: dict[str, Any] = {}

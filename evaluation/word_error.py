@@ -38,9 +38,8 @@ EMPTY_REFERENCE, IGNORED_REFERENCE = "skipped_empty_reference", "skipped_ignored
 
 def join_acronyms(text: str) -> str:
     """
-    Return a text with runs of single letters and digits as one word: `b b c` is `bbc`, `5 g` is `5g`.
-
-    A run with `a` or `i` in it, which are words, takes three: `a b` stays, `a b c` becomes `abc`.
+    Return a text with runs of single letters and digits as one word: `b b c` is `bbc`; with `a` or `i`, which are words, a
+    run takes three: `a b` stays, `a b c` becomes `abc`.
     """
     words: list[str] = []
     run: list[str] = []
