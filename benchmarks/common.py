@@ -30,14 +30,7 @@ class Clip(NamedTuple):
 
 
 def parser_of(name: str, description: str | None, model: bool = True) -> argparse.ArgumentParser:
-    """
-    Return the parser of a benchmark's command line.
-
-    Args:
-        name: of the benchmark; its result file is called so.
-        description: text above the options, the script's docstring.
-        model: it has a --model.
-    """
+    """Return the parser of a benchmark, whose result file is called by its name; with `model` it has a --model."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=RESULTS / f"{name}.json", help="default: %(default)s")
     if model:
@@ -73,9 +66,7 @@ def joined_speech(seconds: float, processor: Any, pauses: bool = False) -> np.nd
     """
     Return studio prompts one after the other at the processor's rate, cut to exactly `seconds`: float32 `(samples,)`.
 
-    Args:
-        processor: decodes and resamples.
-        pauses: put near silence between them, as in somebody's reading.
+    With `pauses` there is near silence between them, as in somebody's reading.
     """
     rate = processor.sampling_rate
     waveform, end = np.zeros(int(seconds * rate), dtype=np.float32), 0

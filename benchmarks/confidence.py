@@ -76,9 +76,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Measure, print, and write figures and picture."""
     parser = parser_of("confidence", __doc__)
-    parser.add_argument(
-        "data", type=Path, nargs="+", help="rows of audio_paths and response, as the recipe writes them"
-    )
+    parser.add_argument("data", type=Path, nargs="+", help="rows of audio_paths and response, as the recipe has them")
     parser.add_argument("--clips", type=int, default=150, help="of each set, drawn once; default: %(default)s")
     parser.add_argument(
         "--skip", type=int, default=0, help="clips drawn before them, where a set has more; default: 0"

@@ -33,7 +33,7 @@ def names_of(text: str) -> list[str]:
 
 
 def has(text: str, name: str) -> bool:
-    """Return whether a text has all words of a name, both normalised."""
+    """Return True if a text has all words of a name, both normalised."""
     return set(normalize_english(name).split()) <= set(normalize_english(text).split())
 
 

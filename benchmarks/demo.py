@@ -56,20 +56,14 @@ ENCODING_SHARE = 0.4
 CLIPS_ENCODED_AT_ONCE = 16
 BATCH_SIZE = 16
 LEARNING_RATE = 3e-4
-#: Never reached: time ends the training.
-MAX_EPOCHS = 1000
+MAX_EPOCHS = 1000  # never reached: time ends the training
 LINE_WIDTH = 100
 #: In the plot: batches of short and of long clips take turns.
 STEPS_AVERAGED = 20
 
 
 class TimeBudget(TrainerCallback):
-    """
-    Ends training when time is up, with the learning rate going down to zero until then, whatever the machine's speed.
-
-    Args:
-        seconds: from now on.
-    """
+    """Ends training after `seconds` from now, with the learning rate going down to zero until then."""
 
     def __init__(self, seconds: float):
         self.start, self.seconds = time.perf_counter(), seconds
@@ -80,16 +74,13 @@ class TimeBudget(TrainerCallback):
         return (time.perf_counter() - self.start) / self.seconds
 
     def on_step_begin(self, args, state, control, optimizer=None, **kwargs):
-        """Sets the learning rate."""
         for group in optimizer.param_groups:
             group["lr"] = args.learning_rate * max(0.0, 1 - self.share)
 
     def on_step_end(self, args, state, control, **kwargs):
-        """Stops."""
         control.should_training_stop = self.share >= 1
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        """Shows how far it is, in one line of a terminal."""
         if sys.stderr.isatty() and "loss" in logs:
             line = f"  {self.share:4.0%}, step {state.global_step}, loss {logs['loss']}"
             print(f"\r{line:60}", end="" if self.share < 1 else "\n", file=sys.stderr)
@@ -97,12 +88,11 @@ class TimeBudget(TrainerCallback):
 
 def hear(model, processor, recordings: list[Any]) -> list[str]:
     """Return transcripts, as `audiollm transcribe` makes them."""
-    heard = AudioLlm(model, processor).transcribe(list(recordings), batch_size=BATCH_SIZE)
-    return [one.text for one in heard]
+    return [one.text for one in AudioLlm(model, processor).transcribe(recordings, batch_size=BATCH_SIZE)]
 
 
 def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
-    """Trains the projector by CTC on the studio prompts for so many seconds, encoding included, and saves the adapter."""
+    """Train the projector by CTC on the studio prompts for so many seconds, encoding included, and save the adapter."""
     budget = TimeBudget(seconds)
     prompts = load_studio_prompts("train").shuffle(seed=SEED)
     cache = FeatureCache(model, processor)
@@ -110,7 +100,6 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
     while len(keys) < len(prompts) and budget.share < ENCODING_SHARE:
         more = prompts.select(range(len(keys), min(len(keys) + CLIPS_ENCODED_AT_ONCE, len(prompts))))
         keys += cache.add(list(more["audio"]), progress=False)
-    encoding_seconds = time.perf_counter() - budget.start
     arguments = TrainingArguments(
         output_dir=str(folder / "training"),
         num_train_epochs=MAX_EPOCHS,
@@ -131,7 +120,7 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
         seed=SEED,
     )
     texts = list(prompts["text"])[: len(keys)]
-    with contextlib.redirect_stdout(io.StringIO()):  # where the Trainer prints every loss
+    with contextlib.redirect_stdout(io.StringIO()):  # since the Trainer prints every loss
         trainer = AlignTrainer(model, cache, keys, texts, arguments, [budget])
         trainer.augmentation = BatchAugmentation(processor)
         trainer.train()
@@ -139,16 +128,11 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
     model.eval()
     model.save_pretrained(folder / "adapter")
     processor.save_pretrained(folder / "adapter")
-    return {
-        "clips": len(keys),
-        "encoding_seconds": encoding_seconds,
-        "steps": trainer.state.global_step,
-        "losses": trainer.losses,
-    }
+    return {"clips": len(keys), "steps": trainer.state.global_step, "losses": trainer.losses}
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Draws the loss, and word error before and after beside its controls, to a PNG."""
+    """Draw the loss, and word error before and after beside its controls, to a PNG."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     steps, losses = zip(*report["training"]["losses"])
     left.plot(steps, losses, color="#3b6fb6", alpha=0.3)
@@ -164,11 +148,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def run(folder: Path, minutes: float) -> dict[str, Any]:
-    """All of it; returns what `report.json` holds."""
+    """Run the whole demo; return the contents of `report.json`."""
     fetch_bases(str(shipped_adapter.FOLDER))
     start = time.perf_counter()
     set_seed(SEED)
@@ -210,7 +193,6 @@ def run(folder: Path, minutes: float) -> dict[str, Any]:
         "minutes": minutes,
         "seconds": seconds,
         "precision": str(dtype).removeprefix("torch."),
-        "threads": torch.get_num_threads(),
         "word_error": rates,
         "training": training,
         "question": {"clip": SHOWN_PROMPT, "question": QUESTION, "answer": said},
@@ -226,7 +208,7 @@ def run(folder: Path, minutes: float) -> dict[str, Any]:
 
 
 def _line(label: str, text: str) -> str:
-    """A labelled text, cut to the width of a screen."""
+    """Return a labelled text, cut to the width of a screen."""
     line = f"  {label:24}{' '.join(text.split())}"
     return line if len(line) <= LINE_WIDTH else line[: LINE_WIDTH - 1] + "…"
 

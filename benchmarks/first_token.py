@@ -95,8 +95,8 @@ def audiollm_merged(dtype: torch.dtype) -> Side:
 
 def voxtral(dtype: torch.dtype) -> Side:
     """
-    Return transformers' Voxtral class. Its processor needs Mistral's own tokenizers, so that its steps are done here:
-    features of windows that are padded to 30 s, and a slot for every 80 ms of those, padding included.
+    Return transformers' Voxtral class, with its processor's steps, since that needs Mistral's own tokenizers: features of
+    windows that are padded to 30 s, and a slot for every 80 ms of those, padding included.
     """
     tokenizer, extractor = base_tokenizer(), feature_extractor()
     audio_kwargs: dict[str, Any] = dict(VoxtralProcessor.audio_kwargs)
@@ -129,8 +129,7 @@ def qwen2_audio(dtype: torch.dtype) -> Side:
     return peer_model(Qwen2AudioForConditionalGeneration, dtype), prepare
 
 
-OURS = {"audiollm": audiollm, "audiollm, merged": audiollm_merged}
-PEERS = {"voxtral": voxtral, "qwen2_audio": qwen2_audio}
+SIDES = {"audiollm": audiollm, "audiollm, merged": audiollm_merged, "voxtral": voxtral, "qwen2_audio": qwen2_audio}
 
 
 class Stopwatch(BaseStreamer):
@@ -140,18 +139,17 @@ class Stopwatch(BaseStreamer):
         self.times: list[float] = []
 
     def put(self, value: torch.Tensor) -> None:
-        """Take the prompt, and then each token."""
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is left to hand out."""
+        """Do nothing: there is no text that waits."""
 
 
 @cache
 def loaded(name: str, precision: str) -> Side:
     """Load the one side of this process."""
     logging.disable_progress_bar()
-    model, prepare = {**OURS, **PEERS}[name](getattr(torch, precision))
+    model, prepare = SIDES[name](getattr(torch, precision))
     forget_peak_memory()
     return model.eval(), prepare
 
@@ -202,20 +200,16 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     runs = []
     for precision in options.precisions:
         with ExitStack() as stack:
-            sides = {name: stack.enter_context(own_process()) for name in [*options.ours, *options.peers]}
+            sides = {name: stack.enter_context(own_process()) for name in options.sides}
             for name, process in sides.items():
                 process.submit(measure, name, precision, WARM_UP_S, 2).result()
             for seconds in sorted(options.lengths):
                 for number in range(options.rounds if seconds < LONG_S else options.long_rounds):
                     for name in sides if number % 2 == 0 else reversed(sides):
                         seen = sides[name].submit(measure, name, precision, seconds, options.new_tokens).result()
-                        run = {"recording_s": seconds, "precision": precision, "side": name, "round": number, **seen}
-                        runs.append(run)
-                        print(
-                            f"{precision:9} {seconds:5g} s, round {number}, {name:17} first token after "
-                            f"{seen['first_token_s']:7.3f} s, {seen['tokens_per_s']:5.1f} tokens/s",
-                            flush=True,
-                        )
+                        runs.append({"recording_s": seconds, "precision": precision, "side": name, **seen})
+                        told = f"first token after {seen['first_token_s']:.3f} s, {seen['tokens_per_s']:.1f} tokens/s"
+                        print(f"{precision:9} {seconds:5g} s, round {number}, {name:17} {told}", flush=True)
     return runs
 
 
@@ -237,8 +231,7 @@ def main() -> None:
     """Ask all sides in turn and write the measurements."""
     parser = parser_of("first_token", __doc__, model=False)
     parser.add_argument("--lengths", nargs="+", type=float, default=list(LENGTHS_S), help="recordings, in seconds")
-    parser.add_argument("--ours", nargs="+", default=list(OURS), choices=OURS, help="forms of AudioLLM")
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS, help="classes to compare with")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES, help="to compare")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--rounds", type=int, default=7, help="questions to each side; default: %(default)s")
     parser.add_argument("--long_rounds", type=int, default=1, help=f"of recordings from {LONG_S:g} s on")

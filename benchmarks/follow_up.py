@@ -26,11 +26,7 @@ MAX_NEW_TOKENS = 16
 
 
 def time_to_first_token(session: Session, *turn: Any) -> tuple[float, str]:
-    """
-    Return seconds until the first token of an answer has been chosen, and that token's text.
-
-    By a bound of one token: pieces of text may come a token later.
-    """
+    """Return seconds to the first token of an answer, which is bound to one since texts may come a token later; its text."""
     start = time.perf_counter()
     session.ask(*turn, max_new_tokens=1)
     return time.perf_counter() - start, session.messages[-1]["content"]
@@ -74,7 +70,7 @@ def main() -> None:
     parser.add_argument("--lengths", nargs="+", type=float, default=list(LENGTHS_S), help="recordings, in seconds")
     options = parser.parse_args()
     model, processor = load(options.model, options.dtype)
-    Session(model, processor).ask("Hello?", max_new_tokens=2)  # what only the first call costs
+    Session(model, processor).ask("Hello?", max_new_tokens=2)  # the first call costs more
     rows = []
     for seconds in options.lengths:
         repeats = options.repeats if seconds < LONG_S else options.long_repeats

@@ -10,7 +10,6 @@ device is missing is skipped, with the reason. The exit status is 1 where a chec
 """
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -23,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration
+from common import write_result
 from memory import audio_config, model_config, text_config
 from training_peers import IGNORED_LABEL, TARGETS, VOXTRAL_STACK, add_lora, peer_config
 from transformers import (
@@ -42,27 +41,16 @@ MEL_FRAMES_PER_S, MEL_PER_FRAME = 100, 2
 STEPS, NEW_TOKENS = 8, 32
 MIB = 1 << 20
 #: Shapes of the models that serve the checks of right and wrong.
-SMALL_LLAMA = LlamaConfig(
-    hidden_size=64,
-    intermediate_size=128,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    vocab_size=256,
-    tie_word_embeddings=True,
-    pad_token_id=0,
-    eos_token_id=1,
-    bos_token_id=2,
-    max_position_embeddings=4096,
-)
-SMALL_WHISPER = WhisperConfig(
-    d_model=64,
-    encoder_layers=2,
-    encoder_attention_heads=4,
-    encoder_ffn_dim=256,
-    decoder_layers=1,
-    decoder_attention_heads=4,
-    decoder_ffn_dim=256,
-)
+SMALL_TEXT: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "vocab_size": 256}
+SMALL_TEXT |= {"num_attention_heads": 4, "tie_word_embeddings": True, "max_position_embeddings": 4096}
+SMALL_LLAMA = LlamaConfig(**SMALL_TEXT, pad_token_id=0, eos_token_id=1, bos_token_id=2)
+SMALL_AUDIO: dict[str, Any] = {
+    "d_model": 64,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "encoder_ffn_dim": 256,
+}
+SMALL_WHISPER = WhisperConfig(**SMALL_AUDIO, decoder_layers=1, decoder_attention_heads=4, decoder_ffn_dim=256)
 
 
 class Skipped(Exception):
@@ -291,14 +279,7 @@ def run(tiny: bool) -> dict[str, Any]:
             print(f"{name:24} {results[name]['status']:8} {results[name]['seconds']:7.2f} s", flush=True)
             if check.device.type == "cuda":
                 torch.cuda.empty_cache()
-        device = torch.cuda.get_device_name() if check.device.type == "cuda" else "cpu"
-    return {
-        "device": device,
-        "tiny": tiny,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "checks": results,
-    }
+    return {"tiny": tiny, "checks": results}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -311,7 +292,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("there is no GPU; give --tiny to run the checks at tiny shapes on the CPU.")
     report = run(options.tiny)
     if options.output:
-        options.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_result(options.output, report)
     for name, result in report["checks"].items():
         if result["status"] == "failed":
             print(f"\n{name}:\n{result['error']}", file=sys.stderr)

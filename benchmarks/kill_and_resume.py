@@ -62,12 +62,7 @@ def options_of(case: str, folder: Path) -> list[str]:
 
 
 def whole_run(options: list[str], output: Path) -> str:
-    """
-    Run to the end, from the newest checkpoint if there is one; return the sha256 of the weights.
-
-    Raises:
-        RuntimeError: the run failed.
-    """
+    """Run to the end, from the newest checkpoint if there is one; return the sha256 of the weights."""
     log = output.with_suffix(".log")
     process = started([*options, "--output_dir", str(output)], log)
     process.join(PATIENCE_S)

@@ -66,15 +66,10 @@ def parameters(config: AudioLlmConfig) -> tuple[int, int, int]:
     """Return how many parameters the encoder and the language model have, and how many train."""
     with torch.device("meta"):
         model = AudioLlmForConditionalGeneration(config)
-    audio, text, trained = 0, 0, 0
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            trained += parameter.numel()
-        elif "audio_tower" in name:
-            audio += parameter.numel()
-        else:
-            text += parameter.numel()
-    return audio, text, trained
+    counts = {"audio": 0, "text": 0, "trained": 0}
+    for name, each in model.named_parameters():
+        counts["trained" if each.requires_grad else "audio" if "audio_tower" in name else "text"] += each.numel()
+    return counts["audio"], counts["text"], counts["trained"]
 
 
 def row_gb(config: AudioLlmConfig, seconds: float, checkpointing: bool) -> float:
@@ -84,9 +79,8 @@ def row_gb(config: AudioLlmConfig, seconds: float, checkpointing: bool) -> float
     # Two norms; queries, repeated keys and values, and output; the four tensors of the MLP.
     norms = 2 * (FP32 + BF16 + BF16) * text.hidden_size
     layer = norms + BF16 * 4 * text.num_attention_heads * text.head_dim + BF16 * 4 * text.intermediate_size
-    kept = (
-        text.num_hidden_layers * BF16 * text.hidden_size + layer if checkpointing else text.num_hidden_layers * layer
-    )
+    per_layer = BF16 * text.hidden_size if checkpointing else layer
+    kept = text.num_hidden_layers * per_layer + (layer if checkpointing else 0)
     projector = (FP32 + BF16) * stacked + BF16 * 2 * config.projector_hidden_size + BF16 * text.hidden_size
     logits = answer * text.vocab_size * (FP32 + BF16)
     return ((PROMPT_TOKENS + audio + answer) * kept + audio * projector + logits) / GB

@@ -85,10 +85,7 @@ def main() -> None:
         model = ["--model", options.model] if options.model else []
         paths = [str(path) for group in clips.values() for path in group]
         transcribe([*model, *paths, "--output_dir", written, "--output_format", "json", *options.options])
-        texts = {
-            path.name.split(".json")[0]: json.loads(path.read_text())["text"].strip()
-            for path in Path(written).iterdir()
-        }
+        texts = {path.stem: json.loads(path.read_text())["text"].strip() for path in Path(written).glob("*.json")}
     groups: dict[str, dict[str, Any]] = {}
     for name, group in clips.items():
         heard = {path.stem: texts[path.stem] for path in group if texts[path.stem]}

@@ -1,13 +1,20 @@
 """
-Sides of the comparison in `training_step.py`: AudioLLM, and transformers' classes built from the same two bases (published
-recipes are in `recipe_peers.py`).
+Sides of the comparison in `training_step.py`: AudioLLM, transformers' classes and Ultravox's recipe, from the same two bases.
 
-Every side trains its projector and LoRA of the same rank on the same layers of the language model; bases are frozen and
-the encoder computes no gradients. Each peer gets its audio as its class demands, and its own number of audio tokens.
+AudioLLM and the classes train their projector and LoRA of the same rank on the same layers of the language model; bases are
+frozen and the encoder computes no gradients. Each peer gets its audio as its class demands, and its own number of audio tokens.
+
+Ultravox's recipe is written from what its public code does (github.com/fixie-ai/ultravox at 648efe7: `ultravox_model.py`,
+`ultravox_processing.py`, `v0.4.1_config.yaml`), with none of it. It trains the projector alone: log-mel features padded to the
+batch's longest clip; Whisper's encoder over all of them, padding masked in attention but not in the convolutions; eight frames
+a token; RMSNorm, Linear to 4096, SwiGLU, RMSNorm, Linear; the loss is the divergence, at temperature 2, from what the same
+language model says after the transcript in place of the audio, whose forward is part of the step. "Ultravox of 30 s" pads to
+30 s, as engines that serve it do; its tokens are those of the clip. The encoder's own LoRA of versions from 0.5 on is left out.
 """
 
 from collections.abc import Callable
 from functools import cache, partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -24,6 +31,7 @@ from torch import nn
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
+    AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     LlamaConfig,
@@ -32,6 +40,9 @@ from transformers import (
     VoxtralForConditionalGeneration,
     WhisperConfig,
 )
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 AUDIO_BASE, TEXT_BASE = "pypi:whisper-tiny.en", "pypi:smollm2-135m-instruct"
 LORA_RANK, LORA_ALPHA = 16, 32
@@ -43,8 +54,9 @@ PEER_SLOT = "<reponame>"
 IGNORED_LABEL = -100
 SAMPLE_RATE_HZ = 16_000
 MEDIAN_PROMPT_SECONDS = 1.4
-#: Encoder frames (20 ms) that Voxtral's class makes one token of.
-VOXTRAL_STACK = 4
+#: Encoder frames (20 ms) that Voxtral's class makes one token of, and log-mel frames (10 ms) of one of them.
+VOXTRAL_STACK, MEL_PER_FRAME = 4, 2
+ULTRAVOX_STACK, ULTRAVOX_WIDTH, ULTRAVOX_NORM, ULTRAVOX_TEMPERATURE = 8, 4096, 0.4, 2.0
 #: Fields of Whisper's configuration that the peers' encoders, which are Whisper's, have too.
 ENCODER_FIELDS = (
     "d_model",
@@ -95,12 +107,12 @@ def make_clips(shape: Shape) -> list[Clip]:
 
 @cache
 def audiollm_processor() -> AudioLlmProcessor:
-    """Return ours, for the two bases."""
+    """Return our processor for the two bases."""
     return AudioLlmProcessor.from_audio_text_pretrained(AUDIO_BASE, TEXT_BASE)
 
 
 def audiollm_model(dtype: torch.dtype) -> AudioLlmForConditionalGeneration:
-    """Return ours, with the bases' weights; its projector is random."""
+    """Return our model, with the bases' weights; its projector is random."""
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
         AUDIO_BASE, TEXT_BASE, dtype=dtype, lora_rank=LORA_RANK, lora_alpha=LORA_ALPHA, lora_target_modules=TARGETS
     )
@@ -108,8 +120,8 @@ def audiollm_model(dtype: torch.dtype) -> AudioLlmForConditionalGeneration:
     return model
 
 
-def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool) -> Step:
-    """Return our model, and its batch with encoder output computed before, or without, as the peers."""
+def audiollm_side(dtype: torch.dtype, shape: Shape) -> Step:
+    """Return our model, and its batch with encoder output computed before."""
     model = audiollm_model(dtype).train()
     conversations = [
         [*ask(f"<audio>{QUESTION}", clip.audio), {"role": "assistant", "content": clip.text}]
@@ -118,11 +130,9 @@ def audiollm_side(dtype: torch.dtype, shape: Shape, cached: bool) -> Step:
     batch = audiollm_processor().apply_chat_template(
         conversations, tokenize=True, return_labels=True, padding_side="right"
     )
-    if cached:
-        with torch.no_grad():
-            frames, lengths = model.model.encode_audio(batch.pop("input_features"), batch.pop("input_features_mask"))
-        batch.update({"encoded_audio": frames, "encoded_audio_lengths": lengths})
-    return model, dict(batch)
+    with torch.no_grad():
+        frames, lengths = model.model.encode_audio(batch.pop("input_features"), batch.pop("input_features_mask"))
+    return model, {**batch, "encoded_audio": frames, "encoded_audio_lengths": lengths}
 
 
 def peer_config(kind: type[PreTrainedModel], whisper: WhisperConfig, llama: LlamaConfig, audio_token_id: int) -> Any:
@@ -176,13 +186,13 @@ def base_configs() -> tuple[WhisperConfig, LlamaConfig]:
 
 @cache
 def base_tokenizer():
-    """Return the language model's own."""
+    """Return the language model's tokenizer."""
     return AutoTokenizer.from_pretrained(resolve_base(TEXT_BASE, "text"), padding_side="right")
 
 
 @cache
 def feature_extractor():
-    """Return Whisper's own."""
+    """Return Whisper's feature extractor."""
     return AutoFeatureExtractor.from_pretrained(resolve_base(AUDIO_BASE, "audio"))
 
 
@@ -229,8 +239,105 @@ def peer_tokens(clips: list[Clip], heard: list[str]) -> dict[str, torch.Tensor]:
     return dict(DataCollatorForSeq2Seq(tokenizer)(rows))
 
 
-OURS: dict[str, Side] = {
-    "audiollm": partial(audiollm_side, cached=True),
-    "audiollm, no cache": partial(audiollm_side, cached=False),
+class MaskedWhisper(WhisperEncoder):
+    """Whisper's encoder for features of up to 30 s, whose padding attention does not look at, as Ultravox runs it."""
+
+    def forward(self, input_features: torch.Tensor, mel_lengths: torch.Tensor) -> torch.Tensor:
+        """Return frames `(clips, mel_frames / 2, d_model)` of `(clips, mel_bins, mel_frames)`."""
+        hidden = nn.functional.gelu(self.conv1(input_features.to(self.conv1.weight.dtype)))
+        hidden = nn.functional.gelu(self.conv2(hidden)).transpose(1, 2)
+        hidden = hidden + self.embed_positions.weight[: hidden.shape[1]]
+        lengths = (mel_lengths - 1) // MEL_PER_FRAME + 1
+        real = torch.arange(hidden.shape[1])[None, :] < lengths[:, None]
+        mask = create_bidirectional_mask(config=self.config, inputs_embeds=hidden, attention_mask=real)
+        for layer in self.layers:
+            hidden = layer(hidden, mask)
+        return self.layer_norm(hidden)
+
+
+class UltravoxProjector(nn.Module):
+    """Makes tokens `(clips, ceil(frames / 8), embedding size)` of frames `(clips, frames, width)`."""
+
+    def __init__(self, width: int, embedding_size: int):
+        super().__init__()
+        self.norm = LlamaRMSNorm(width * ULTRAVOX_STACK, eps=1e-6)
+        self.widen = nn.Linear(width * ULTRAVOX_STACK, ULTRAVOX_WIDTH, bias=False)
+        self.middle_norm = LlamaRMSNorm(ULTRAVOX_WIDTH // 2, eps=1e-6)
+        self.narrow = nn.Linear(ULTRAVOX_WIDTH // 2, embedding_size, bias=False)
+        for norm in (self.norm, self.middle_norm):
+            nn.init.constant_(norm.weight, ULTRAVOX_NORM)
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        frames = nn.functional.pad(frames, (0, 0, 0, -frames.shape[1] % ULTRAVOX_STACK))
+        stacked = frames.reshape(len(frames), frames.shape[1] // ULTRAVOX_STACK, -1)
+        value, gate = self.widen(self.norm(stacked)).chunk(2, dim=-1)
+        return self.narrow(self.middle_norm(nn.functional.silu(gate) * value))
+
+
+class Ultravox(nn.Module):
+    """
+    Ultravox's recipe: a frozen encoder, a projector that trains, and a frozen language model.
+
+    The loss is the divergence from what the language model says to the transcript in place of the audio (`teacher`: ids,
+    mask and labels).
+    """
+
+    def __init__(self, dtype: torch.dtype):
+        super().__init__()
+        whisper, _ = base_configs()
+        self.audio_tower = MaskedWhisper(whisper).requires_grad_(False)
+        self.audio_tower.load_state_dict(load_audio_base(AUDIO_BASE, whisper))
+        nn.Module.to(self.audio_tower, dtype)  # transformers wraps the method; mypy takes it for a plain function
+        self.language_model = AutoModelForCausalLM.from_pretrained(resolve_base(TEXT_BASE, "text"), dtype=dtype)
+        self.language_model.requires_grad_(False)
+        widths = self.audio_tower.config.d_model, self.language_model.config.hidden_size
+        self.projector = UltravoxProjector(*widths).to(dtype)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        labels: torch.Tensor,
+        input_features: torch.Tensor,
+        mel_lengths: torch.Tensor,
+        teacher: dict[str, torch.Tensor],
+    ) -> SimpleNamespace:
+        with torch.no_grad():
+            frames = self.audio_tower(input_features, mel_lengths)
+            meant = self.language_model(teacher["input_ids"], attention_mask=teacher["attention_mask"]).logits
+        tokens = self.projector(frames)
+        slots = input_ids == peer_slot_id()
+        real = torch.arange(tokens.shape[1])[None, :] < slots.sum(dim=1)[:, None]
+        embeds = self.language_model.get_input_embeddings()(input_ids)
+        embeds = embeds.masked_scatter(slots[..., None], tokens[real])
+        said = self.language_model(inputs_embeds=embeds, attention_mask=attention_mask).logits
+        said, meant = (
+            logits[:, :-1][wanted[:, 1:] != IGNORED_LABEL] / ULTRAVOX_TEMPERATURE
+            for logits, wanted in ((said, labels), (meant, teacher["labels"]))
+        )
+        loss = nn.functional.kl_div(said.log_softmax(-1), meant.softmax(-1), reduction="batchmean")
+        return SimpleNamespace(loss=loss)
+
+
+def ultravox_side(dtype: torch.dtype, shape: Shape, of_30_s: bool = False) -> Step:
+    """Return Ultravox's recipe as it trains, padded to the batch's longest clip; or padded to 30 s, the padding masked."""
+    clips = make_clips(shape)
+    longest = {"padding": "longest", "truncation": False, "pad_to_multiple_of": feature_extractor().hop_length}
+    input_features, mask = features_of(clips, **({} if of_30_s else longest))
+    mel_lengths = mask.sum(dim=1)
+    slots = -(-mel_lengths // (MEL_PER_FRAME * ULTRAVOX_STACK))
+    return Ultravox(dtype), {
+        **peer_tokens(clips, [PEER_SLOT * count for count in slots.tolist()]),
+        "teacher": peer_tokens(clips, [clip.text for clip in clips]),
+        "input_features": input_features,
+        "mel_lengths": mel_lengths,
+    }
+
+
+SIDES: dict[str, Side] = {
+    "audiollm": audiollm_side,
+    "voxtral": voxtral_side,
+    "qwen2_audio": qwen2_audio_side,
+    "ultravox": ultravox_side,
+    "ultravox of 30 s": partial(ultravox_side, of_30_s=True),
 }
-PEERS: dict[str, Side] = {"voxtral": voxtral_side, "qwen2_audio": qwen2_audio_side}

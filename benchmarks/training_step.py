@@ -1,19 +1,17 @@
 """
-Training steps side by side: AudioLLM against transformers' own Voxtral and Qwen2-Audio classes and the recipes of Ultravox
-and SLAM, from the same bases.
+Training steps side by side: AudioLLM, transformers' own Voxtral and Qwen2-Audio classes and the recipe of Ultravox, from the
+same bases.
 
     python benchmarks/training_step.py     # writes benchmarks/results/training_step.json
 
 Three batches: 8 short studio prompts (1.4 s), 8 clips of 10 s, 4 full windows of 30 s. AudioLLM and transformers' classes
-train the same things (projector and LoRA of the same rank on the same layers, fused AdamW), the two recipes their projector
-alone (`recipe_peers.py`), all on frozen bases of the same precision, on the same clips and the same question and answer. Each
-side runs in a process of its own, so that its peak memory is its own; the processes take turns, so that a machine that slows
-down slows all.
+train the same things (projector and LoRA of the same rank on the same layers, fused AdamW), the recipe its projector alone,
+all on frozen bases of the same precision, on the same clips and the same question and answer. Each side runs in a process of
+its own, so that its peak memory is its own; the processes take turns, so that a machine that slows down slows all.
 
 The sides differ by each design's defaults. The peers' classes pad every clip to 30 s for the encoder, encode it in every step,
 and run the head on every position; Voxtral's makes tokens of the padding too. AudioLLM encodes each clip without padding, once;
-it runs the head where there are labels, and the beginning that all prompts share once for the batch. The row "no cache" encodes
-in every step too.
+it runs the head where there are labels, and the beginning that all prompts share once for the batch.
 """
 
 import math
@@ -24,48 +22,31 @@ from typing import Any
 import torch
 from audiollm.publishing.record import peak_memory_mib
 from common import grouped, own_process, parser_of, write_result
-from recipe_peers import RECIPES
-from training_peers import OURS, PEERS, SHAPES
+from training_peers import SHAPES, SIDES
 
-ALL_PEERS = {**PEERS, **RECIPES}
 PRECISIONS = ("float32", "bfloat16")
 LEARNING_RATE = 1e-4
 
 
 def run_side(side: str, shape: str, precision: str, steps: int, step_seconds: float) -> dict[str, Any]:
-    """
-    Time training steps after a warm-up one; return seconds each, and the process' peak memory.
-
-    Args:
-        steps: at most so many.
-        step_seconds: no further step begins once they have taken so long in all.
-    """
+    """Time up to `steps` training steps after a warm-up one; none begins once they have taken `step_seconds` in all."""
     torch.manual_seed(0)
-    model, batch = {**OURS, **ALL_PEERS}[side](getattr(torch, precision), SHAPES[shape])
+    model, batch = SIDES[side](getattr(torch, precision), SHAPES[shape])
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trainable, lr=LEARNING_RATE, fused=True)
     seconds: list[float] = []
-    losses: list[float] = []
     while len(seconds) < 2 or (len(seconds) <= steps and sum(seconds[1:]) < step_seconds):
         start = time.perf_counter()
-        loss = model(**batch).loss
-        loss.backward()
+        model(**batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - start)
-        losses.append(loss.item())
     return {
         "side": side,
         "shape": shape,
         "precision": precision,
-        "warm_up_seconds": seconds[0],
         "seconds": seconds[1:],
         "peak_memory_mib": peak_memory_mib(),
-        "rows": len(batch["input_ids"]),
-        "tokens_per_row": int(batch["input_ids"].shape[1]),
-        "supervised_tokens": int((batch["labels"] >= 0).sum()),
-        "trainable_parameters": sum(parameter.numel() for parameter in trainable),
-        "losses": losses,
     }
 
 
@@ -83,23 +64,18 @@ def main() -> None:
     """Run all sides in turn and write the measurements."""
     parser = parser_of("training_step", __doc__, model=False)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=SHAPES, help="batches to compare on")
-    parser.add_argument("--ours", nargs="+", default=list(OURS), choices=OURS, help="forms of AudioLLM")
-    parser.add_argument("--peers", nargs="*", default=list(ALL_PEERS), choices=ALL_PEERS, help="to compare with")
+    parser.add_argument("--sides", nargs="+", default=list(SIDES), choices=SIDES, help="to compare")
     parser.add_argument("--precisions", nargs="+", default=list(PRECISIONS), choices=PRECISIONS)
     parser.add_argument("--rounds", type=int, default=3, help="processes per side, batch and precision")
     parser.add_argument("--steps", type=int, default=2, help="timed steps per process, after one to warm up")
-    parser.add_argument(
-        "--step_seconds",
-        type=float,
-        default=math.inf,
-        help="after timed steps of so many seconds no further one begins; default: all of --steps",
-    )
+    told = "after timed steps of so many seconds no further one begins; default: all of --steps"
+    parser.add_argument("--step_seconds", type=float, default=math.inf, help=told)
     options = parser.parse_args()
     runs = []
     for number in range(options.rounds):
         for shape in options.shapes:
             for precision in options.precisions:
-                for side in [*options.ours, *options.peers]:
+                for side in options.sides:
                     with own_process() as process:
                         started = process.submit(run_side, side, shape, precision, options.steps, options.step_seconds)
                         run = started.result()

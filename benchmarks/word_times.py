@@ -30,12 +30,8 @@ def whisper_of(model: Any) -> Any:
     # Times come from attention weights, which only this implementation returns.
     whisper = WhisperForConditionalGeneration.from_pretrained(folder, attn_implementation="eager")
     parts = WhisperProcessor.from_pretrained(folder)
-    return pipeline(
-        "automatic-speech-recognition",
-        model=whisper,
-        tokenizer=parts.tokenizer,
-        feature_extractor=parts.feature_extractor,
-    )
+    known = {"tokenizer": parts.tokenizer, "feature_extractor": parts.feature_extractor}
+    return pipeline("automatic-speech-recognition", model=whisper, **known)
 
 
 def main() -> None:
@@ -52,11 +48,8 @@ def main() -> None:
             continue
         waveform = model.processor.load_audio(row["audio"])
         ours = [(spoken_form(one.text), one.start_s) for one in model.transcribe(waveform, timestamps="word").words]
-        found = whisper(
-            {"raw": waveform, "sampling_rate": rate},
-            return_timestamps="word",
-            generate_kwargs={"language": "en", "task": "transcribe"},
-        )
+        raw, told = {"raw": waveform, "sampling_rate": rate}, {"language": "en", "task": "transcribe"}
+        found = whisper(raw, return_timestamps="word", generate_kwargs=told)
         theirs = [(spoken_form(one["text"]), one["timestamp"][0]) for one in found["chunks"]]
         if all([word for word, _ in words] == expected for words in (ours, theirs)):
             errors = [round(1_000 * (start - other)) for (_, start), (_, other) in zip(ours, theirs)]

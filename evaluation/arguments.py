@@ -7,7 +7,7 @@ from typing import ClassVar
 from urllib.parse import urlsplit
 
 from audiollm.command_line.option_parser import option
-from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
+from audiollm.publishing.score_table import SYSTEM_TITLES
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from .word_error import NORMALISERS
@@ -36,14 +36,11 @@ def language_code(language: str) -> str:
 class JudgeArguments:
     """A language model behind an OpenAI-compatible endpoint that marks answers to open questions."""
 
-    judge_model: str | None = option(
-        None, "Model that marks open answers, as its endpoint calls it; none marks them if not given."
-    )
+    judge_model: str | None = option(None, "Model that marks open answers, as its endpoint calls it; none by default.")
     judge_url: str = option("https://api.openai.com/v1", "Base address of an OpenAI-compatible endpoint.")
     judge_key_variable: str | None = option(
         None,
-        "Environment variable with the endpoint's key, which is never written anywhere; OPENAI_API_KEY for "
-        "OpenAI's own endpoint, and no key for others, if not given.",
+        "Environment variable with the endpoint's key, which is written nowhere; OPENAI_API_KEY for OpenAI's by default.",
     )
 
     def __post_init__(self):
@@ -82,13 +79,13 @@ class EvaluateArguments(JudgeArguments):
     audio_dir: str | None = option(None, "Folder that audio_paths are relative to; that of the JSON if not given.")
     language: str | None = option(
         None,
-        "Their language, as a code or an English name, such as hi or German; English if not given. Whisper's "
-        "decoder is told, and it decides how words are compared and how long a transcript may be.",
+        "Their language, as a code or an English name, such as hi or German; English by default. It is told to Whisper's "
+        "decoder, and decides how words are compared and how long a transcript may be.",
     )
     normaliser: str | None = option(
         None,
-        "Makes texts alike before they are compared; that of the language if not given: english for "
-        "English, characters for languages without spaces, basic for all others.",
+        "Makes texts alike before they are compared; by default english for English, characters for languages without "
+        "spaces, basic for all others.",
         choices=list(NORMALISERS),
     )
     output_dir: Path | None = option(
@@ -99,10 +96,10 @@ class EvaluateArguments(JudgeArguments):
         [], f"Systems that answer, of {', '.join(SYSTEM_TITLES)}; those that fit the task if not given."
     )
     whisper: str | None = option(
-        None, "Whisper whose decoder answers too: a Hub id or folder; the model's own if not given."
+        None, "Whisper whose decoder answers too: a Hub id or folder; by default the model's."
     )
     limit: int | None = option(
-        None, "At most this many items of each task, the first ones; also of your own recordings."
+        None, "At most this many items of each task, or of your own recordings, the first ones."
     )
     batch_size: int = option(16, "Items at a time.")
     max_new_tokens: int | None = option(
@@ -137,9 +134,7 @@ class EvaluateArguments(JudgeArguments):
                 if getattr(self, name) is not None:
                     raise ValueError(f"--{name} is for your own data, without --tasks; leave it out")
         elif len(self.data_path) != 1:
-            raise ValueError(
-                "give --tasks with what to evaluate on (--list_tasks shows them), or your own data as one --data_path"
-            )
+            raise ValueError("give --tasks (--list_tasks shows them), or your own data as one --data_path")
         elif self.language is not None:
             self.language = language_code(self.language)
 
@@ -147,13 +142,8 @@ class EvaluateArguments(JudgeArguments):
         """Return the copies of tasks' data on disk; a task that is not named is read where the benchmark is."""
         if len(self.data_path) == 1 and len(names) == 1 and not self.data_path[0].startswith(f"{names[0]}="):
             return {names[0]: self.data_path[0]}
-        found = {}
-        for given in self.data_path:
-            name, is_pair, copy = given.partition("=")
+        pairs = [given.partition("=") for given in self.data_path]
+        for given, (name, is_pair, _) in zip(self.data_path, pairs):
             if not is_pair or name not in names:
-                known = ", ".join(names)
-                raise ValueError(
-                    f"--data {given} names no task; expected TASK=COPY for each, with TASK one of {known}"
-                )
-            found[name] = copy
-        return found
+                raise ValueError(f"--data {given} names no task; expected TASK=COPY for each of {', '.join(names)}")
+        return {name: copy for name, _, copy in pairs}

@@ -44,49 +44,41 @@ class Difference:
 
 
 def ratio(sums: np.ndarray) -> np.ndarray:
-    """The first column over the second: errors over words, right answers over answers; NaN where there is nothing."""
+    """Return the first column over the second, such as errors over words; NaN where there is nothing."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(sums[..., 1] > 0, sums[..., 0] / sums[..., 1], np.nan)
 
 
 def means(values: np.ndarray) -> np.ndarray:
-    """Statistics `(items, 2)` of which [`ratio`] is the mean of `values` `(items,)`."""
+    """Return statistics `(items, 2)` of which [`ratio`] is the mean of `values` `(items,)`."""
     return np.stack([values, np.ones_like(values)], axis=-1)
 
 
 def resampled(statistics: np.ndarray, pooled: Pooled = ratio, samples: int = SAMPLES, seed: int = 0) -> np.ndarray:
-    """Figures `(samples,)` of as many items drawn with replacement, again and again; ValueError if there is none."""
-    if statistics.ndim != 2 or not len(statistics):
-        raise ValueError(f"Statistics are {statistics.shape}; expected one row or more of an item each.")
+    """Return figures `(samples,)` of as many items drawn with replacement, again and again; there must be one."""
     rng, statistics = np.random.default_rng(seed), statistics.astype(np.float64)
     return np.concatenate([pooled(times @ statistics) for times in _times_drawn(rng, len(statistics), samples)])
 
 
-def interval(
-    statistics: np.ndarray, pooled: Pooled = ratio, samples: int = SAMPLES, seed: int = 0, level: float = LEVEL
-) -> Interval:
+def interval(statistics: np.ndarray, pooled: Pooled = ratio, samples: int = SAMPLES, seed: int = 0) -> Interval:
     """
-    A figure and its percentile bootstrap interval over items (Efron 1979; for word error Bisani and Ney 2004).
+    Return a figure and its percentile bootstrap interval over items (Efron 1979; for word error Bisani and Ney 2004).
 
     Args:
-        statistics: `(items, columns)`, which add up.
+        statistics: `(items, columns)`, which add up, of one item or more.
         pooled: makes the figure of their sums.
-        samples: drawn. seed: of the draws.
-        level: of the interval.
-
-    Raises:
-        ValueError: there is no item.
+        samples: number of samples. seed: of the draws.
     """
     figures = resampled(statistics, pooled, samples, seed)
-    return Interval(float(pooled(statistics.sum(axis=0, dtype=np.float64))), *percentiles(figures, level))
+    return Interval(float(pooled(statistics.sum(axis=0, dtype=np.float64))), *percentiles(figures))
 
 
-def percentiles(figures: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """The middle `level` of figures `(samples,)`; those of samples in which there was nothing to score are left out."""
+def percentiles(figures: np.ndarray) -> tuple[float, float]:
+    """Return the middle `LEVEL` of figures `(samples,)`; samples in which there was nothing to score are left out."""
     figures = figures[~np.isnan(figures)]
     if not len(figures):
         return float("nan"), float("nan")
-    low, high = np.quantile(figures, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(figures, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
@@ -94,17 +86,10 @@ def paired_test(
     first: np.ndarray, second: np.ndarray, pooled: Pooled = ratio, samples: int = SAMPLES, seed: int = 0
 ) -> Difference:
     """
-    Test whether two systems differ on the same items: interval by paired bootstrap, p by approximate randomisation.
+    Test two systems for a difference on the same items: interval by paired bootstrap, p by approximate randomisation.
 
-    Args:
-        first, second: their statistics `(items, columns)`, row by row of the same item, one row or more.
-        pooled, samples, seed: see [`interval`].
-
-    Raises:
-        ValueError: they are not of the same items.
+    Their statistics `(items, columns)` are row by row of the same item, one row or more; for the rest see [`interval`].
     """
-    if first.shape != second.shape:
-        raise ValueError(f"Statistics are {first.shape} and {second.shape}; expected the same items and columns.")
     rng, first, second = np.random.default_rng(seed), first.astype(np.float64), second.astype(np.float64)
     sums = first.sum(axis=0), second.sum(axis=0)
     one, other = (float(pooled(each)) for each in sums)

@@ -21,6 +21,7 @@ from .outputs import RunFolderError, convention_of, joined_sessions, open_run, r
 from .score import ScoringOptions, measure_answers
 from .systems import MODEL
 
+SIDES = ("first", "second")
 BLEU = "bleu"
 #: The test of all metrics but BLEU, which sacreBLEU tests itself.
 RANDOMISATION = "paired approximate randomisation"
@@ -41,16 +42,7 @@ def compare_runs(
     Compare two systems of two folders, or of one, on every task that both have answered, item by item.
 
     Items are matched by id, and compared where their right answers are the same; all others are named. Both sides are
-    scored again by the convention of the first.
-
-    Args:
-        first, second: folders of `audiollm evaluate`, with one of the `systems` each.
-        tasks: only these.
-        normaliser, samples, seed: as for [`audiollm.evaluation.score.score_run`], whose errors may be raised too.
-
-    Returns:
-        As JSON: of each task its metrics with both figures, their difference (the second less the first), its interval
-        and p; and the tasks and items that only one of them has.
+    scored again by the convention of the first; for its options, and errors, see [`audiollm.evaluation.score.score_run`].
     """
     runs = open_run(first), open_run(second)
     answered = []
@@ -66,25 +58,19 @@ def compare_runs(
     chosen = [[task for task in each if tasks is None or task in tasks] for each in answered]
     common = [task for task in chosen[0] if task in chosen[1]]
     if not common:
-        raise RunFolderError(
-            f"The runs have no task in common: {first} has {', '.join(answered[0])}; {second} has {', '.join(answered[1])}."
-        )
+        told = f"{first} has {', '.join(answered[0])}; {second} has {', '.join(answered[1])}"
+        raise RunFolderError(f"The runs have no task in common: {told}.")
     compared = {}
     for task in common:
         answers = [read_answers(run, task, system) for run, system in zip(runs, systems)]
         convention = convention_of(runs[0].task(task), normaliser)
         compared[task] = compare_answers(answers, runs[0].task(task)["metrics"], convention, samples, seed)
-    sides = [
-        {"folder": str(run.folder), "system": system, "model": run.record.get("model")}
-        for run, system in zip(runs, systems)
-    ]
-    return {
-        **dict(zip(("first", "second"), sides)),
-        "scoring": {"normaliser": normaliser, "samples": samples, "seed": seed},
-        "tasks": compared,
-        "tasks_only_in_first": [task for task in chosen[0] if task not in common],
-        "tasks_only_in_second": [task for task in chosen[1] if task not in common],
-    }
+    scoring = {"normaliser": normaliser, "samples": samples, "seed": seed}
+    comparison: dict[str, Any] = {"scoring": scoring, "tasks": compared}
+    for side, run, system, asked in zip(SIDES, runs, systems, chosen):
+        comparison[side] = {"folder": str(run.folder), "system": system, "model": run.record.get("model")}
+        comparison[f"tasks_only_in_{side}"] = [task for task in asked if task not in common]
+    return comparison
 
 
 def compare_answers(
@@ -111,7 +97,7 @@ def compare_answers(
             **{"unit": one.unit, "signature": one.signature, "scored": len(common)},
             "scored_only_in_first": [each for each in one.ids if each not in counted],
             "scored_only_in_second": [each for each in other.ids if each not in counted],
-            **dict.fromkeys(("first", "second", "difference", "low", "high", "p")),
+            **dict.fromkeys((*SIDES, "difference", "low", "high", "p")),
         }
         if found is not None:
             compared |= asdict(found) | {"difference": found.value, "test": RANDOMISATION}
@@ -129,14 +115,12 @@ def compare_answers(
 def comparison_table(comparison: Mapping[str, Any]) -> str:
     """Return a comparison for people."""
     lines = []
-    for side in ("first", "second"):
+    for side in SIDES:
         compared = comparison[side]
         model = f" ({compared['model']})" if compared["model"] else ""
         lines.append(f"{side + ':':7} {compared['system']} of {compared['folder']}{model}")
-    lines.append(
-        "\n"
-        f"{'task':24} {'metric':22} {'first':>9} {'second':>9} {'difference':>11}  {'95% interval':22} {'p':>7}  better"
-    )
+    head = f"{'task':24} {'metric':22} {'first':>9} {'second':>9} {'difference':>11}  {'95% interval':22} {'p':>7}  better"
+    lines.append(f"\n{head}")
     for task, entry in comparison["tasks"].items():
         left_out = {key: entry[key] for key in ("only_in_first", "only_in_second", "other_reference")}
         for name, each in entry["metrics"].items():
@@ -150,26 +134,24 @@ def comparison_table(comparison: Mapping[str, Any]) -> str:
             lines.append(
                 f"{task:24} {name:22} {figures}  {spread:22} {each['p']:7.4f}  {better} ({each['scored']} items)"
             )
-        named = [(key.replace("_", " "), ids) for key, ids in left_out.items() if ids]
-        lines += [f"{task:24} left out, {reason}: {_listed(ids)}" for reason, ids in named]
-    for side in ("first", "second"):
+        for key, ids in left_out.items():
+            if ids:
+                shown = ", ".join(ids[:MAX_IDS_SHOWN])
+                more = f" and {len(ids) - MAX_IDS_SHOWN} more" if len(ids) > MAX_IDS_SHOWN else ""
+                lines.append(f"{task:24} left out, {key.replace('_', ' ')}: {len(ids)} ({shown}{more})")
+    for side in SIDES:
         if only := comparison[f"tasks_only_in_{side}"]:
             lines.append(f"tasks only in {side}: {', '.join(only)}")
     return "\n".join(lines)
-
-
-def _listed(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - MAX_IDS_SHOWN} more" if len(ids) > MAX_IDS_SHOWN else ""
-    return f"{len(ids)} ({', '.join(ids[:MAX_IDS_SHOWN])}{more})"
 
 
 @dataclass
 class CompareOptions(ScoringOptions):
     """Options of a comparison."""
 
-    systems: list[str] = option([MODEL], "Which system of each: one name for both, or two, such as model whisper.")
+    systems: list[str] = option([MODEL], "System of each: one name for both, or two, such as model whisper.")
     tasks: list[str] = option([], "Only these tasks; all in common if not given.")
-    output: Path | None = option(None, "Where to write the comparison as JSON.")
+    output: Path | None = option(None, "File for the comparison as JSON.")
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,6 +1,4 @@
-"""
-Answer in batches: each answer ends at its own bound, says how it ended, and does not depend on what else is in the batch.
-"""
+"""Answer in batches: each answer ends at its own bound, says how it ended, and does not depend on its batch."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -34,9 +32,9 @@ class Reply:
 
     text: str | None  # without special tokens or surrounding space; None where there is no answer
     finish: str = STOP  # `stop`, `length`, `repeated` or `error`
-    error: str | None = None  # why there is no answer
-    prompt: str | None = None  # what the system was given as text, where that is not the item's prompt
-    extra: dict[str, Any] | None = None  # what else is kept of it
+    error: str | None = None  # reason for which there is no answer
+    prompt: str | None = None  # text given to the system, where that is not the item's prompt
+    extra: dict[str, Any] | None = None  # further facts that are kept
     more_seconds: float = 0.0  # computing time that went into it before this batch
 
 
@@ -67,10 +65,8 @@ class Generator:
     """
     Greedy answers of a model to batches of conversations.
 
-    Args:
-        model: an AudioLLM, or for conversations of text alone any causal language model.
-        processor: the AudioLLM's.
-        ctc_weight: for transcripts: n-best rescoring with CTC of this weight; see [`audiollm.inference.ctc_rescoring`].
+    The model is an AudioLLM, or for text alone any causal language model; the processor is the AudioLLM's. `ctc_weight` is
+    that of n-best rescoring of transcripts; see [`audiollm.inference.ctc_rescoring`].
     """
 
     def __init__(self, model: Any, processor: Any, ctc_weight: float = 0.0):
@@ -83,10 +79,9 @@ class Generator:
         self, conversations: Sequence[Conversation], waveforms: Sequence[Sequence[Any]], bounds: Sequence[int]
     ) -> list[Reply]:
         """
-        Return one answer for each conversation; a batch that is too large for the memory is halved, and this is said.
+        Return one answer for each conversation with audio parts; a batch that is too large for the memory is halved.
 
         Args:
-            conversations: with waveforms as audio parts.
             waveforms: those `(samples,)` of each conversation in reading order.
             bounds: tokens that each answer may have; fewer where the context ends before.
         """
@@ -106,9 +101,7 @@ class Generator:
             conversation, tokenize=True, add_generation_prompt=True, return_tensors=None, return_features=False
         )["input_ids"][0]
         if len(ids) + min(bound, SPARE_TOKENS) > self._context:
-            raise ValueError(
-                f"the question takes {len(ids)} tokens, but the language model holds {self._context} with the answer"
-            )
+            raise ValueError(f"the question takes {len(ids)} tokens; with the answer, the model holds {self._context}")
         return ids, heard, min(bound, self._context - len(ids))
 
     @torch.inference_mode()
@@ -141,11 +134,7 @@ class Generator:
 def in_halves(
     run: Callable[[Sequence[Row]], list[Result]], rows: Sequence[Row], give_up: Callable[[str], Result]
 ) -> list[Result]:
-    """
-    Return the results of `run` for all rows, or, if the memory does not suffice, for each half, and so on.
-
-    A row that does not fit alone has the result of `give_up` for the reason.
-    """
+    """Return the results of `run` for all rows, or if memory lacks, of each half, and so on; `give_up` tells of a last row."""
     if not rows:
         return []
     try:

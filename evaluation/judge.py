@@ -1,8 +1,7 @@
 """
 Judge answers: a language model behind an OpenAI-compatible endpoint marks them, and every mark is written down as it comes.
 
-The endpoint's client sends requests again when it is busy, and gives up after so many. What it gives up on, and replies that
-no mark can be read from, are counted, kept with the reason, and asked again when the command is given again.
+Requests that the endpoint's client gives up on, and replies without a mark, are kept with the reason, and asked again.
 """
 
 import os
@@ -112,18 +111,19 @@ class Judge:
         #: False once the endpoint has refused `max_tokens` with a temperature and taken `max_completion_tokens`
         #: without, as OpenAI's reasoning models do.
         self.takes_temperature = True
-        self._key = _key(options)
+        # The key of OpenAI goes nowhere else unless its variable is named.
+        is_openai = options.judge_url.startswith(OPENAI_HOST)
+        variable = options.judge_key_variable or (OPENAI_VARIABLE if is_openai else "")
+        self._key = os.environ.get(variable, "").strip()
+        if variable and not self._key:
+            raise JudgeError(
+                f"The environment variable {variable} is empty; set it to the key of {options.judge_url}."
+            )
         known = {"max_retries": RETRIES, "timeout": TIMEOUT_S}
         self._client = self._openai.OpenAI(base_url=options.judge_url, api_key=self._key or NO_KEY, **known)
 
     def reply(self, prompt: str, temperature: float) -> str:
-        """
-        Return the judge's reply to a prompt.
-
-        Raises:
-            JudgeError: every prompt would be refused: the key is, or there is no such model.
-            RuntimeError: this request has failed; the message says why.
-        """
+        """Return the reply to a prompt; JudgeError if every prompt would be refused, RuntimeError if this one failed."""
         openai = self._openai
         try:
             content = self._complete(prompt, temperature).choices[0].message.content
@@ -153,25 +153,11 @@ class Judge:
         return str(text).replace(self._key, "***") if self._key else str(text)
 
 
-def _key(options: JudgeArguments) -> str | None:
-    """Return the key for the endpoint; that of OpenAI goes nowhere else unless its variable is named."""
-    is_openai = options.judge_url.startswith(OPENAI_HOST)
-    variable = options.judge_key_variable or (OPENAI_VARIABLE if is_openai else None)
-    if variable is None:
-        return None
-    key = os.environ.get(variable, "").strip()
-    if not key:
-        raise JudgeError(f"The environment variable {variable} is empty; set it to the key of {options.judge_url}.")
-    return key
-
-
 def judge_run(folder: Path, tasks: Sequence[str], options: JudgeArguments) -> None:
     """
     Mark the answers of a run's tasks that have no mark yet; tasks without a judge are passed over.
 
-    Raises:
-        JudgeError: there is no key or no such model; what has been marked until then is kept.
-        RunFolderError: the folder has marks of another judge.
+    JudgeError is raised if there is no key or no such model; RunFolderError if the folder has marks of another judge.
     """
     recorded = read_run(folder)["tasks"]
     waiting = {name: recorded[name]["source"]["judge"] for name in tasks if recorded[name]["source"].get("judge")}
@@ -191,7 +177,7 @@ def judge_run(folder: Path, tasks: Sequence[str], options: JudgeArguments) -> No
     if differing:
         told = "; ".join(f"{name} was {before[name]!r} and is {now[name]!r}" for name in differing)
         raise RunFolderError(
-            f"{settings.parent} holds the marks of another judge: {told}. Give what was given then, or move it away."
+            f"{settings.parent} holds other marks: {told}. Give what was given then, or move it away."
         )
     write_json(settings, {**before, **now})
     for name, rubric in waiting.items():
@@ -229,24 +215,21 @@ def judge_outputs(outputs: Path, verdicts: Path, rubric: Rubric, judge: Judge) -
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
     if failed:
-        print(
-            f"{title}: {failed[REQUEST]} requests failed and {failed[REPLY]} replies could not be read; given again, "
-            "the same command asks them again.",
-            file=sys.stderr,
-        )
+        told = f"{failed[REQUEST]} requests failed and {failed[REPLY]} replies could not be read"
+        print(f"{title}: {told}; the same command asks them again.", file=sys.stderr)
     write_rows(verdicts, [kept[_identity(one)] for one in asked if _identity(one) in kept])
 
 
 def _verdict(asked: Mapping[str, Any], rubric: Rubric, judge: Judge) -> dict[str, Any]:
-    reply = scores = error = None
+    verdict = {**asked, "reply": None, "scores": None, "error": None}
     try:
-        reply = judge.reply(asked["prompt"], rubric.temperature)
-        scores = rubric.read(reply, asked["order"])
+        verdict["reply"] = judge.reply(asked["prompt"], rubric.temperature)
+        verdict["scores"] = rubric.read(verdict["reply"], asked["order"])
     except UnreadableReplyError as problem:
-        error = f"{REPLY}: {problem}"
+        verdict["error"] = f"{REPLY}: {problem}"
     except RuntimeError as problem:
-        error = f"{REQUEST}: {problem}"
-    return {**asked, "reply": reply, "scores": scores, "error": error}
+        verdict["error"] = f"{REQUEST}: {problem}"
+    return verdict
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[str, str, int]:

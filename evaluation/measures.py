@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from audiollm.corpora.normalisers import has_words, language_of
 
-from .bootstrap import Difference, Pooled, interval, means, paired_test, ratio, resampled
+from .bootstrap import Difference, Pooled, interval, means, paired_test, ratio
 from .word_error import CHARACTERS, EMPTY_REFERENCE, WORDS, convention, optional_library, word_errors
 
 FRACTION, POINTS, RATIO = "fraction", "points", "ratio"
@@ -33,9 +33,8 @@ class Answer:
     references: Sequence[str] = ()  # the item's
     extra: Mapping[str, Any] = field(default_factory=dict)  # the item's
     duration_s: float = 0.0  # of all recordings
-    seconds: float = 0.0  # that the answer took
+    seconds: float = 0.0  # of computing
     finish: str = "stop"  # stop, length, repeated or error
-    error: str | None = None
     verdicts: Sequence[Mapping[str, Any]] = ()  # the judge's, as they are in the folder
 
     @property
@@ -77,10 +76,6 @@ class Measured:
         kept = [one for one in ids if one in places]
         return replace(self, ids=kept, statistics=self.statistics[[places[one] for one in kept]])
 
-    def drawn(self, samples: int, seed: int) -> np.ndarray:
-        """Return figures `(samples,)` of items drawn with replacement; there must be one."""
-        return resampled(self.statistics, self.pooled, samples, seed)
-
     def interval(self, samples: int, seed: int) -> tuple[float, float]:
         """Return the bootstrap interval of the figure; NaN where there is none."""
         if not len(self.statistics):
@@ -117,7 +112,7 @@ def _with_references(answers: Sequence[Answer]) -> tuple[list[tuple[Answer, list
 
 
 def text_error(unit: str, answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus word or character error."""
+    """Measure corpus word or character error."""
     errors = word_errors([each.reference for each in answers], [each.text for each in answers], by.normaliser, unit)
     scored = {answer.id: found for answer, found in zip(answers, errors) if found.skipped is None}
     prefix = "" if unit == WORDS else "character_"
@@ -134,7 +129,7 @@ def text_error(unit: str, answers: Sequence[Answer], by: Convention) -> Measured
 
 
 def plain_word_error(answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus word error of texts as they are written: capitals and punctuation count."""
+    """Measure corpus word error of texts as they are written: capitals and punctuation count."""
     return replace(text_error(WORDS, answers, Convention("none")), items={})
 
 
@@ -153,7 +148,7 @@ def bleu_metric(by: Convention, **options: Any) -> Any:
 
 
 def bleu(answers: Sequence[Answer], by: Convention) -> Measured:
-    """Corpus BLEU of texts as they are written, from counts of each sentence, which add up to sacreBLEU's own."""
+    """Measure corpus BLEU of texts as they are written, from counts of each sentence, which add up to sacreBLEU's own."""
     metric, sentences = bleu_metric(by), bleu_metric(by, effective_order=True)
     kept, dropped = _with_references(answers)
     rows, items, signature = [], {}, ""
@@ -184,7 +179,7 @@ def paired_bleu_p(
     """
     Return p of two systems' BLEU on the same sentences, by sacreBLEU's own approximate randomisation, and its signature.
 
-    Its draws are seeded by sacreBLEU itself: 12345, or what the environment variable SACREBLEU_SEED says.
+    Its draws are seeded by sacreBLEU itself: 12345, or the environment variable SACREBLEU_SEED.
     """
     test = optional_library("sacrebleu.significance", EXTRA).PairedTest
     references = list(zip_longest(*([text for text in each.references if text.strip()] for each in first)))
@@ -197,7 +192,7 @@ ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
 def rouge(rouge_type: str, answers: Sequence[Answer], by: Convention) -> Measured:
-    """Mean F1 by Google's rouge_score with Porter's stemmer; of several references, the one with the highest F1 counts."""
+    """Measure mean F1 by Google's rouge_score with Porter's stemmer; of several references, that of the highest F1 counts."""
     kept, dropped = _with_references(answers)
     scorer = optional_library("rouge_score.rouge_scorer", EXTRA).RougeScorer([rouge_type], use_stemmer=True)
     signature = f"{rouge_type}|f1|stemmer:yes|rouge_score-{metadata.version('rouge_score')}"
@@ -209,11 +204,7 @@ LETTERS = "ABCD"
 
 
 def air_bench_letter(text: str) -> str | None:
-    """
-    Return the letter that an answer chooses by AIR-Bench's rule (`score_foundation.py`); None where it cannot be read.
-
-    A letter from A to D counts where it is the first character, or else the last but one ("The answer is A.").
-    """
+    """Return the letter of an answer by AIR-Bench's rule (`score_foundation.py`): its first character, or last but one."""
     answer = text.strip().replace("\n", "")
     return next((letter for letter in (answer[:1], answer[-2:-1]) if letter and letter in LETTERS), None)
 
@@ -259,21 +250,16 @@ def no_speech_rate(answers: Sequence[Answer], by: Convention) -> Measured:
 def bitwise_equal(answers: Sequence[Answer], by: Convention) -> Measured:
     """Share of texts whose logits are the base model's in every bit."""
     same = {answer.id: answer.extra[SAME_LOGITS] for answer in answers if answer.extra.get(SAME_LOGITS) is not None}
-    items, dropped = (
-        {one: {SAME_LOGITS: each} for one, each in same.items()},
-        {"not_compared": len(answers) - len(same)},
-    )
+    items = {one: {SAME_LOGITS: each} for one, each in same.items()}
+    dropped = {"not_compared": len(answers) - len(same)}
     return _mean(same, FRACTION, "torch.equal of logits", items=items, dropped=dropped)
 
 
 def perplexity(answers: Sequence[Answer], by: Convention) -> Measured:
     """Perplexity per token over all texts: exp of the summed negative log likelihood (nats) over the tokens scored."""
+    kept = [answer for answer in answers if answer.extra.get(NEGATIVE_LOG_LIKELIHOOD) is not None]
     fields = (NEGATIVE_LOG_LIKELIHOOD, TOKENS)
-    items = {
-        answer.id: {name: float(answer.extra[name]) for name in fields}
-        for answer in answers
-        if answer.extra.get(NEGATIVE_LOG_LIKELIHOOD) is not None
-    }
+    items = {answer.id: {name: float(answer.extra[name]) for name in fields} for answer in kept}
     statistics, dropped = _pairs(each.values() for each in items.values()), {"not_measured": len(answers) - len(items)}
     signature = "per token, all texts pooled"
     return Measured(statistics, list(items), RATIO, signature, perplexity_of_sums, items=items, dropped=dropped)
@@ -326,16 +312,9 @@ def measure(
     metric: str, predictions: Sequence[str], references: Sequence[str | Sequence[str]], by: Convention | None = None
 ) -> Measured:
     """
-    Measure texts.
+    Measure texts by a metric, a name of `MEASURES` or `ALIASES`, of which the first counts.
 
-    Args:
-        metric: a name of `MEASURES` or `ALIASES`, of which the first counts.
-        predictions: texts. references: one right text of each, or several.
-        by: rules for comparing them; English by default.
-
-    Raises:
-        ValueError: they differ in number, or there is no such metric.
-        ImportError: a library that it needs is not installed.
+    There are one right text, or several, for each prediction; they are compared as English texts by default.
     """
     if len(predictions) != len(references):
         raise ValueError(f"There are {len(references)} references for {len(predictions)} predictions.")

@@ -95,10 +95,10 @@ def example(row: Row, metric: str, others: Mapping[str, Row], question: str | No
         "id": row["id"],
         "duration_s": row.get("duration_s") or None,
         "question": question and cut(question),
-        "reference": cut(row.get("reference") or ""),
-        "output": cut(row.get("output") or ""),
+        "reference": cut(row.get("reference")),
+        "output": cut(row.get("output")),
         "finish": row.get("finish"),
-        "others": {system: cut(other.get("output") or "") for system, other in others.items()},
+        "others": {system: cut(other.get("output")) for system, other in others.items()},
         "score": row.get("score") if metric in SCORED_LOWER_IS_WORSE else None,
         "chosen": row.get("chosen"),
     }
@@ -110,8 +110,7 @@ def example(row: Row, metric: str, others: Mapping[str, Row], question: str | No
     return shown
 
 
-def cut(text: str) -> str:
+def cut(text: str | None) -> str:
     """Return a text, or its beginning and how much more there is."""
-    if len(text) <= MAX_CHARACTERS_SHOWN:
-        return text
-    return f"{text[:MAX_CHARACTERS_SHOWN]} … ({len(text) - MAX_CHARACTERS_SHOWN:,} more characters)"
+    more = len(text or "") - MAX_CHARACTERS_SHOWN
+    return f"{str(text)[:MAX_CHARACTERS_SHOWN]} … ({more:,} more characters)" if more > 0 else text or ""

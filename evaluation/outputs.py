@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from audiollm.command_line.files import Journal, write_whole
-from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
+from audiollm.publishing.score_table import SYSTEM_TITLES
 
 from .measures import Answer, Convention
 
@@ -74,15 +74,11 @@ class SystemOutputs:
         rows = self.read()
         missing, others = [one for one in ids if one not in rows], sorted(rows.keys() - set(ids))
         if missing:
-            raise RunFolderError(
-                f"{self.path}: {len(missing)} of {len(ids)} items have no row, the first {missing[0]!r}; another process "
-                "has not done its share. Give the same command again."
-            )
+            told = f"{len(missing)} of {len(ids)} items have no row, such as {missing[0]!r}"
+            raise RunFolderError(f"{self.path}: {told}. Give the same command again.")
         if others:
-            raise RunFolderError(
-                f"{self.path} holds {len(others)} rows of items that the task does not have, such as {others[0]!r}: its data "
-                "have changed since. Choose another --output_dir."
-            )
+            told = f"{len(others)} rows of items that the task does not have, such as {others[0]!r}"
+            raise RunFolderError(f"{self.path} holds {told}: its data have changed. Choose another --output_dir.")
         partial = self._partial_files()
         if partial or not self.path.exists():
             write_rows(self.path, [rows[one] for one in ids])
@@ -127,17 +123,11 @@ def check_same(folder: Path, settings: Mapping[str, Any], tasks: Mapping[str, Ma
     differences = []
     for where, recorded, now in sides:
         then = recorded.get(SETTINGS, {})
-        differences += [
-            f"{where}{name} was {then[name]!r} and is {value!r}"
-            for name, value in now.items()
-            if then.get(name, value) != value
-        ]
+        changed = {name: value for name, value in now.items() if then.get(name, value) != value}
+        differences += [f"{where}{name} was {then[name]!r} and is {value!r}" for name, value in changed.items()]
     if differences:
-        raise RunFolderError(
-            f"{folder} holds outputs that were made otherwise:\n  "
-            + "\n  ".join(differences)
-            + "\nGive what was given then, or choose another --output_dir."
-        )
+        told = "\n  ".join([f"{folder} holds outputs that were made otherwise:", *differences])
+        raise RunFolderError(f"{told}\nGive what was given then, or choose another --output_dir.")
 
 
 def place(path: str | None) -> str | None:
@@ -175,9 +165,7 @@ def open_run(folder: str | Path) -> Run:
     if unknown:
         raise RunFolderError(f"{folder / OUTPUTS} holds {', '.join(unknown)}, which {RUN_FILE} does not name.")
     if not any(outputs.values()):
-        raise RunFolderError(
-            f"{folder} has no finished outputs; run `audiollm evaluate --output_dir {folder}` to its end first."
-        )
+        raise RunFolderError(f"{folder} has no finished outputs; give the command that began it again.")
     return Run(folder, record, outputs)
 
 
@@ -186,7 +174,7 @@ def read_answers(run: Run, task: str, system: str) -> list[Answer]:
     verdicts: dict[str, list[Mapping[str, Any]]] = {}
     for row in read_rows(run.folder / JUDGEMENTS / task / f"{system}.jsonl"):
         verdicts.setdefault(row["id"], []).append(row)
-    kept = ("id", "references", "extra", "duration_s", "seconds", "finish", "error")
+    kept = ("id", "references", "extra", "duration_s", "seconds", "finish")
     return [
         Answer(text=row["output"] or "", verdicts=verdicts.get(row["id"], ()), **{name: row[name] for name in kept})
         for row in read_rows(run.outputs[task][system])
@@ -225,7 +213,6 @@ def joined_sessions(answers: Sequence[Answer]) -> tuple[list[Answer], dict[str, 
                 duration_s=sum(chunk.duration_s for chunk in chunks),
                 seconds=sum(chunk.seconds for chunk in chunks),
                 finish=next((bad for bad in (ERROR, LENGTH, REPEATED) if bad in finishes), chunks[0].finish),
-                error=next((chunk.error for chunk in chunks if chunk.error), None),
             )
         )
     return joined, {"incomplete_sessions": incomplete} if incomplete else {}

@@ -19,14 +19,12 @@ import huggingface_hub
 import numpy as np
 import yaml
 from audiollm.command_line.files import is_audio
+from audiollm.corpora import librispeech
 from audiollm.corpora.catalogue import Corpus
 from audiollm.corpora.clips import BadClip, Clip
 from audiollm.corpora.columns import ColumnSpec
 from audiollm.corpora.dataset_places import READ_ERRORS, Place, find_place, open_split, recording_of
 from audiollm.corpora.huggingface import HuggingFaceArguments, HuggingFaceSource
-from audiollm.corpora.librispeech import ROOT_NAME as LIBRISPEECH_ROOT
-from audiollm.corpora.librispeech import LibriSpeechArguments
-from audiollm.corpora.librispeech import open_source as open_librispeech
 from audiollm.corpora.normalisers import normaliser_for
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.rows import RowReader
@@ -53,8 +51,6 @@ ARCHIVE_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z")
 Questions = Iterator[Item | BadClip]
 
 
-# ------------------------------------------------------------------------------------------------------ own recordings
-
 LOCAL_TASK = "local"
 
 
@@ -62,9 +58,7 @@ def read_local_set(
     data_path: str, audio_dir: str | None = None, language: str | None = None, normaliser: str | None = None
 ) -> Task:
     """
-    Return the user's own recordings as a task of speech recognition.
-
-    Each row is one question about one recording, answered by its transcript.
+    Return the user's own recordings as a task of speech recognition: questions about one recording each.
 
     Args:
         data_path: JSON, JSON Lines, Parquet, a folder of Parquet files or of `save_to_disk`, or `hub:org/name`.
@@ -72,10 +66,8 @@ def read_local_set(
         language: code of the language that is spoken and written; English if not given.
         normaliser: a name of `NORMALISERS`; the language's own if not given.
 
-    Raises:
-        TaskDataError: rows are malformed, or no question about one recording; all are named.
-        TaskError: no language is given, and the transcripts are not in Latin letters.
-        ExamplesError, FileNotFoundError, ValueError: see `read_sources`.
+    TaskDataError names all rows that are no question about one recording; TaskError is raised if no language is given, and
+    the transcripts are not in Latin letters.
     """
     (examples,) = read_sources(data_path, audio_dir)
     problems = list(examples.problems)
@@ -110,9 +102,6 @@ def read_local_set(
         group=None,
         reader=reader,
     )
-
-
-# --------------------------------------------------------------------------------------------------------------- tables
 
 
 def table_items(task: Task, data: str | None) -> Questions:
@@ -184,17 +173,15 @@ def item_of(clip: Clip | BadClip, task: Task) -> Item | BadClip:
 def librispeech_items(task: Task, data: str | None) -> Questions:
     """Read LibriSpeech: the leaderboard's table; or a copy of OpenSLR's archives or of what is in them."""
     split = str(task.openslr)
-    names = (split, LIBRISPEECH_ROOT, f"{split}.tar.gz")
+    names = (split, librispeech.ROOT_NAME, f"{split}.tar.gz")
     if data is None or not (data.endswith(ARCHIVE_SUFFIXES) or any((Path(data) / name).exists() for name in names)):
         yield from table_items(task, data)
         return
-    for clip in open_librispeech(LibriSpeechArguments([split], data, letter_case="keep"), progress=False).clips():
+    options = librispeech.LibriSpeechArguments([split], data, letter_case="keep")
+    for clip in librispeech.open_source(options, progress=False).clips():
         if isinstance(clip, Clip):
             clip = replace(clip, fields={**clip.fields, TRANSCRIPT: clip.text})
         yield item_of(clip, task)
-
-
-# ------------------------------------------------------------------------------------- questions here, answers elsewhere
 
 
 def fleurs_translation(task: Task, data: str | None) -> Questions:
@@ -225,8 +212,8 @@ def sessions(task: Task, data: str | None) -> Questions:
     """
     Read recordings in chunks: each chunk is a question, and has the whole recording's transcript as its reference.
 
-    What is heard is put together by `extra["session"]`, in the order of `extra["chunk_index"]`, before it is scored. A
-    copy is a folder with both datasets, each in a folder of its own name.
+    Answers are put together by `extra["session"]`, in the order of `extra["chunk_index"]`, before they are scored. A copy
+    is a folder with both datasets, each in a folder of its own name.
     """
     form = task.forms[0]
     parent = replace(form.corpus, name=f"{form.corpus.name}, parent", hub=form.corpus.parent, columns={})
@@ -254,10 +241,7 @@ def sessions(task: Task, data: str | None) -> Questions:
 def _open(
     corpus: Corpus, split: str, data: str | None, fields: Mapping[str, Sequence[str]]
 ) -> tuple[Iterator[dict[str, Any]], Place, str]:
-    """
-    Return a dataset's rows by `fields`, of which each names the columns it may be; its place; and the folder that its
-    recordings are seen from. Of a copy, that is the folder of the dataset in it.
-    """
+    """Return a dataset's rows by `fields`, each with its possible columns; its place; and the folder of its recordings."""
     if data is not None:
         folder = Path(data) / str(corpus.hub).rpartition("/")[2]
         if not folder.is_dir():
@@ -281,8 +265,6 @@ def _rows_of(place: Place, split: str) -> tuple[Any, list[str], str]:
     return dataset, dataset.column_names or list(next(iter(dataset), {})), folder
 
 
-# ------------------------------------------------------------------------------------------------------------ AIR-Bench
-
 #: List of questions in each part's folder.
 META_FILES = {"Foundation": "Foundation_meta.json", "Chat": "Chat_meta.json"}
 CHOICE_FIELDS = {letter: f"choice_{letter.lower()}" for letter in LETTERS}
@@ -293,11 +275,7 @@ CHAT_PART = re.compile(r"(_dialogue|_generation|_generation_analysis)?_QA$")
 
 
 def air_bench(task: Task, data: str | None) -> Questions:
-    """
-    Read AIR-Bench's questions: single choices, of which the reference is the right answer's letter, and open ones.
-
-    `meta_info` describes the recording to the judge.
-    """
+    """Read AIR-Bench's single choices, whose references are letters, and open questions, with `meta_info` for the judge."""
     part, hub = task.forms[0].split, str(task.forms[0].corpus.hub)
     file = META_FILES[part]
     if data is not None:
@@ -336,19 +314,15 @@ def air_bench(task: Task, data: str | None) -> Questions:
         yield Item(f"{folder}/{row['uniq_id']}", task.prompt.format_map(shown), [found], references, extra)
 
 
-# ---------------------------------------------------------------------------------------------------- without a download
-
 TEXT_QUESTIONS_FILE = Path(__file__).parent / "text_questions.yaml"
 #: Made recordings without speech: seconds, seed of the noises, root mean square of the loud and the quiet ones.
-NO_SPEECH_SECONDS = (0.5, 2.0, 8.0, 30.0)
-NO_SPEECH_SEED = 20_250_101
+NO_SPEECH_SECONDS, NO_SPEECH_SEED = (0.5, 2.0, 8.0, 30.0), 20_250_101
 LOUD_RMS, QUIET_RMS = 0.1, 0.003
 #: The power of noise falls with frequency to this power.
 NOISE_SLOPES = {"white noise": 0.0, "pink noise": 1.0, "brown noise": 2.0}
 HUM_HZ, HUM_HARMONICS = 50.0, (1, 2, 3, 5)
-CLICKS_PER_S = 2.0
-FULL_SCALE = 0.99
-#: By name: what is heard, and how loud.
+CLICKS_PER_S, FULL_SCALE = 2.0, 0.99
+#: Sound and loudness, by name.
 NO_SPEECH: dict[str, tuple[str, float]] = {
     "silence": ("silence", 0.0),
     **{kind: (kind, LOUD_RMS) for kind in NOISE_SLOPES},

@@ -62,23 +62,18 @@ def gather(folder: Path, worst: int) -> dict[str, Any]:
     Return the contents of a report about a scored folder, with so many of the worst items of each task.
 
     Its fields: `run`, `scoring` and `averages` as in `scores.json`; `judge`, of the marks; `systems`; `tasks`, see
-    [`gather_task`].
-
-    Raises:
-        RunFolderError: the folder is not scored, or a file in it is damaged.
+    [`gather_task`]. RunFolderError is raised if the folder is not scored, or a file in it is damaged.
     """
     if not (folder / SCORES_FILE).is_file():
         raise RunFolderError(f"{folder} has no {SCORES_FILE}; run `audiollm evaluate score {folder}` first.")
     scores = read_object(folder / SCORES_FILE, "tasks")
     judge, opened = folder / JUDGEMENTS / JUDGE_FILE, open_run(folder)
     return {
+        **{name: scores[name] for name in ("run", "scoring", "averages")},
         "model": str(scores["run"].get("model") or "model"),
-        "run": scores["run"],
-        "scoring": scores["scoring"],
         "judge": read_object(judge) if judge.is_file() else {},
         "systems": systems_of(scores),
         "tasks": {task: gather_task(opened, task, scores, worst) for task in scores["tasks"]},
-        "averages": scores["averages"],
     }
 
 
@@ -97,12 +92,9 @@ def gather_task(run: Run, task: str, scores: Mapping[str, Any], worst: int) -> d
     # The mistakes shown are the model's, or, without it, those of the first system that is no control.
     first = next(iter(sorted(systems, key=lambda system: system == WRONG_AUDIO)), None)
     found: dict[str, Any] = {
-        **{
-            "about": {**record, **(record.get("source") or {}), **(record.get("settings") or {})},
-            "left_out": record.get("left_out") or {},
-            "metrics": metrics,
-        },
-        **{"metric": next(iter(metrics), None), "systems": systems, "main_system": first},
+        "about": {**record, **(record.get("source") or {}), **(record.get("settings") or {})},
+        **{"left_out": record.get("left_out") or {}, "systems": systems, "main_system": first},
+        **{"metrics": metrics, "metric": next(iter(metrics), None)},
         **{"differences": {}, "by_category": {}, "worst": []},
     }
     if first is None:
@@ -110,10 +102,8 @@ def gather_task(run: Run, task: str, scores: Mapping[str, Any], worst: int) -> d
     main = found["metric"]
     rows = {system: list(read_rows(run.folder / ITEMS / task / f"{system}.jsonl")) for system in systems}
     convention = convention_of(record, scores["scoring"]["normaliser"])
-    measured = {
-        system: measure_answers(joined_sessions(read_answers(run, task, system))[0], [main], convention)[main]
-        for system in systems
-    }
+    answers = {system: joined_sessions(read_answers(run, task, system))[0] for system in systems}
+    measured = {system: measure_answers(each, [main], convention)[main] for system, each in answers.items()}
     outputs = {each["id"]: each for each in read_rows(run.outputs[task][first])}
     categories: dict[str, list[str]] = {}
     for one, row in outputs.items():
@@ -157,7 +147,7 @@ NO_ROOM = f"the page would be larger than {MAX_HTML_MB:g} MB"
 
 def find_recordings(run: Run, task: str, ids: Sequence[str]) -> tuple[dict[str, list[Any]], str | None]:
     """
-    Return the recordings of some items by id, of those found, and why others are not, None where all are.
+    Return the recordings of some items by id, of those found, and the reason why others are not; None where all are.
 
     Those that the run names by a path that is there are taken; else the task is read again where it ships with the
     package or its copy lies on this machine. Nothing is downloaded.
@@ -205,17 +195,11 @@ class ReportFiles:
 
     page: Path
     players: int  # recordings that can be played in the page
-    left_out: list[str]  # what the page lacks, and why, one sentence each
+    left_out: list[str]  # sentences about things that the page lacks, and why
 
 
 def write_report(folder: str | Path, worst: int = WORST) -> ReportFiles:
-    """
-    Write the report of a folder that is scored, with so many of the worst items of each task.
-
-    Raises:
-        RunFolderError: the folder is not scored, or a file in it is damaged.
-        ImportError: a library of the extra is not installed.
-    """
+    """Write the report of a scored folder, with so many of the worst items of each task; for errors, see [`gather`]."""
     folder = Path(folder)
     report, run = gather(folder, worst), open_run(folder)
     recordings: dict[tuple[str, str], list[Any]] = {}

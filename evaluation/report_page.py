@@ -8,8 +8,7 @@ from typing import Any
 
 import yaml
 from audiollm.publishing.record import shown_path
-from audiollm.publishing.score_table import COUNTS, READING, score_rows
-from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
+from audiollm.publishing.score_table import COUNTS, READING, SYSTEM_TITLES, score_rows
 
 from .bootstrap import SIGNIFICANCE
 from .measures import FRACTION, LOWER_IS_BETTER
@@ -60,11 +59,6 @@ def clock(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def system_title(system: str) -> str:
-    """Return the name of a system for readers."""
-    return SYSTEM_TITLES.get(system, system)
-
-
 def metric_title(metric: str) -> str:
     """Return the name of a metric for readers."""
     return texts().get(metric, {}).get("title", metric.replace("_", " "))
@@ -97,7 +91,7 @@ def verdicts(task: Mapping[str, Any]) -> Iterator[str]:
     for system in (WRONG_AUDIO, WHISPER, CASCADE, DEAF):
         if system not in found:
             continue
-        told = f"{metric_title(metric)} {shown[MODEL]}, {system_title(system)} {shown[system]}: "
+        told = f"{metric_title(metric)} {shown[MODEL]}, {SYSTEM_TITLES[system]} {shown[system]}: "
         test = task["differences"].get(system)
         if test is None:
             yield told + "not compared item by item."
@@ -120,9 +114,10 @@ def render_page(report: Mapping[str, Any], players: Players, player_notes: Mappi
         loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.ChainableUndefined, trim_blocks=True
     )
     count_titles = {"items": "items asked", "scored": "items that count", **COUNTS}
-    shown = (figure, spread, number, clock, bar, system_title, metric_title, metric_about)
+    shown = (figure, spread, number, clock, bar, metric_title, metric_about)
     environment.filters |= {function.__name__: function for function in shown}
     environment.filters |= {
+        "system_title": lambda system: SYSTEM_TITLES.get(system, system),
         "system_about": lambda system: READING.get(system, "The model under test is given the recording."),
         "count_title": lambda count: count_titles.get(count, count.replace("_", " ")),
         "reasons": reasons_of,

@@ -35,16 +35,7 @@ from tqdm.auto import tqdm
 
 from .arguments import EvaluateArguments
 from .generating import Reply, failure, swapped, transcript_bound
-from .outputs import (
-    ERROR,
-    RUN_FILE,
-    SETTINGS,
-    RunFolderError,
-    SystemOutputs,
-    check_same,
-    place,
-    read_run,
-)
+from .outputs import ERROR, RUN_FILE, SETTINGS, RunFolderError, SystemOutputs, check_same, place, read_run
 from .readers import read_local_set
 from .systems import (
     CASCADE,
@@ -65,9 +56,6 @@ LOCK_FILE = ".lock"
 WINDOW_ITEMS = 512
 
 
-# ------------------------------------------------------------------------------------------------- what is asked together
-
-
 def windows_of(items: Iterable[Item], total: int, size: int = WINDOW_ITEMS) -> Iterator[list[Item]]:
     """Yield consecutive items of `total`, `size` at a time; the last window takes what is left over too, so it is not small."""
     stream = iter(items)
@@ -77,11 +65,7 @@ def windows_of(items: Iterable[Item], total: int, size: int = WINDOW_ITEMS) -> I
 
 
 def wrong_recordings(items: Sequence[Item]) -> list[Item]:
-    """
-    Return every item with recordings of others: each distinct one is replaced by another, and each is used.
-
-    Questions about one and the same recording get one and the same other one, never their own.
-    """
+    """Return every item with recordings of others: each distinct one is replaced by another one, and each is used."""
     keys = [[recording_identity(one) for one in item.recordings] for item in items]
     distinct = {key: one for item, own in zip(items, keys) for key, one in zip(own, item.recordings)}
     if len(distinct) < 2:
@@ -94,11 +78,7 @@ def wrong_recordings(items: Sequence[Item]) -> list[Item]:
 def batches_of(
     items: Sequence[Item], processor: Any, batch_size: int, max_batch_seconds: float = MAX_BATCH_SECONDS
 ) -> list[list[Item]]:
-    """
-    Deal items into batches, short ones first; those of like length stay in their order.
-
-    A batch has at most `max_batch_seconds` of audio, padded to its longest; a longer item is alone.
-    """
+    """Deal items into batches, short ones first, of at most `max_batch_seconds` each, padded; a longer item is alone."""
     seconds = []
     for item in items:
         try:
@@ -125,21 +105,18 @@ def recording_identity(recording: Any) -> str:
     return sha256_of(bytes(recording) if is_bytes else np.ascontiguousarray(recording).tobytes())
 
 
-# ------------------------------------------------------------------------------------------------------------- one task
-
-
 @dataclass(frozen=True)
 class Job:
     """A task as it is run."""
 
     task: Task
     data: str | None  # a copy on disk, or None for where the benchmark is
-    limit: int | None  # at most this many items
+    limit: int | None  # of items
     max_new_tokens: int | None  # bound on an answer; None leaves it to the length of the recording
     ids: tuple[str, ...]  # of its items, in order
     num_recordings: int  # different recordings that its items have; counted up to two
     systems: tuple[str, ...] = ()  # names of the systems that answer it
-    left_out: Mapping[str, str] = field(default_factory=dict)  # systems that cannot answer it, and why
+    left_out: Mapping[str, str] = field(default_factory=dict)  # systems that cannot answer it, and the reasons
 
     def items(self) -> Iterator[Item]:
         """Yield the questions, from the beginning."""
@@ -182,10 +159,8 @@ def check_control(job: Job, asked: Sequence[str]) -> None:
     names = tuple(asked) or DEFAULT_SYSTEMS[job.task.kind]
     if WRONG_AUDIO in names and job.num_recordings == 1:
         others = ",".join(name for name in names if name != WRONG_AUDIO)
-        raise ValueError(
-            f"{job.task.name} gives {len(job.ids)} clips of one recording; the wrong-audio control needs two different ones "
-            f"or more. Take more, or leave it out by --systems {others}."
-        )
+        told = f"{job.task.name} gives {len(job.ids)} clips of one recording; the wrong-audio control needs two different ones"
+        raise ValueError(f"{told}. Take more, or leave it out by --systems {others}.")
 
 
 def answer_job(
@@ -207,10 +182,8 @@ def answer_job(
             for name, system in systems.items():
                 for item in window:
                     if item.id in before[name] and before[name][item.id]["references"] != item.references:
-                        raise RunFolderError(
-                            f"{outputs[name].path}: the references of {item.id!r} are not those of the answer that is "
-                            "there; the data have changed since. Choose another --output_dir."
-                        )
+                        told = f"{outputs[name].path}: the references of {item.id!r} are not those of the answer there"
+                        raise RunFolderError(f"{told}; the data have changed since. Choose another --output_dir.")
                 done = {one for one, row in before[name].items() if row["finish"] != ERROR}
                 asked = wrong_recordings(window) if name == WRONG_AUDIO else window
                 for batch in interruptible(batches_of(asked, processor, batch_size)):
@@ -228,11 +201,7 @@ def answer_job(
 
 
 def answer_batch(job: Job, name: str, system: System, processor: Any, batch: Sequence[Item]) -> list[dict[str, Any]]:
-    """
-    Return rows of one batch, in its order. What cannot be played or asked is a row too, with the reason.
-
-    Their `seconds` cover decoding, features and generation.
-    """
+    """Return the rows of a batch, of failures too; `seconds` cover decoding, features and generation."""
     began = time.perf_counter()
     heard: dict[int, list[np.ndarray]] = {}
     answers: dict[int, Reply] = {}
@@ -254,24 +223,19 @@ def answer_batch(job: Job, name: str, system: System, processor: Any, batch: Seq
             "task": job.task.name,
             "system": name,
             "id": item.id,
-            "prompt": item.prompt if answers[number].prompt is None else answers[number].prompt,
+            "prompt": item.prompt if reply.prompt is None else reply.prompt,
             "audio": [
                 str(one["path"]) if isinstance(one, dict) and one.get("path") else recording_identity(one)
                 for one in item.recordings
             ],
             "duration_s": round(seconds.get(number, 0.0), 4),
             "references": list(item.references),
-            "extra": {**item.extra, **(answers[number].extra or {})},
-            "output": answers[number].text,
-            "finish": answers[number].finish,
-            "error": answers[number].error,
-            "seconds": round(each + answers[number].more_seconds, 6),
+            "extra": {**item.extra, **(reply.extra or {})},
+            **{"output": reply.text, "finish": reply.finish, "error": reply.error},
+            "seconds": round(each + reply.more_seconds, 6),
         }
-        for number, item in enumerate(batch)
+        for number, item, reply in ((number, item, answers[number]) for number, item in enumerate(batch))
     ]
-
-
-# ------------------------------------------------------------------------------------------------------------ a whole run
 
 
 @dataclass
@@ -283,7 +247,7 @@ class Evaluation:
     state: PartialState  # this process among the others
     jobs: list[Job]  # tasks with their systems
     processor: AudioLlmProcessor  # of the checkpoint
-    whisper: str | None  # whose decoder answers; None where none is known
+    whisper: str | None  # the Whisper whose decoder answers; None where none is known
     whisper_revision: str | None
     ctc_weight: float  # of CTC in the model's transcripts, as given or the checkpoint's own
 
@@ -309,7 +273,8 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ev
     check_ctc_weight(config, weight)
     if weight and not transcribes:
         raise ValueError(f"--ctc_weight is for transcripts, but no task is of the kind {TRANSCRIPTION}; leave it out.")
-    known = own_whisper(config)
+    # That of an encoder that is no Whisper is not known.
+    known = config.audio_model_id if config.audio_config.model_type == WHISPER else None
     whisper = options.whisper or known
     revision = config.audio_model_revision if whisper is not None and whisper == known else None
     hears = {WHISPER, CASCADE} & set(options.systems) or not options.systems
@@ -324,24 +289,14 @@ def prepare(options: EvaluateArguments, folder: Path, state: PartialState) -> Ev
     return run
 
 
-def own_whisper(config: Any) -> str | None:
-    """Return the Whisper that a checkpoint was made of; None where it is not known, or where the encoder is another."""
-    audio_config = getattr(config, "audio_config", None)
-    return config.audio_model_id if getattr(audio_config, "model_type", None) == WHISPER else None
-
-
 def run_settings(run: Evaluation) -> dict[str, Any]:
     """Return the settings that must be alike in all that a folder holds."""
     options = run.options
     device = options.device_map or ("cuda" if torch.cuda.is_available() else "cpu")
     return {
-        "model": place(options.model),
-        "revision": options.revision,
-        "dtype": options.dtype,
-        "device": device.partition(":")[0],
-        "batch_size": options.batch_size,
-        "whisper": place(run.whisper),
-        "ctc_weight": run.ctc_weight,
+        **{"model": place(options.model), "revision": options.revision, "whisper": place(run.whisper)},
+        **{"dtype": options.dtype, "device": device.partition(":")[0]},
+        **{"batch_size": options.batch_size, "ctc_weight": run.ctc_weight},
     }
 
 
@@ -362,21 +317,17 @@ def task_settings(run: Evaluation) -> dict[str, dict[str, Any]]:
 
 def answer_all(run: Evaluation) -> None:
     """Answer what is not on disk yet, of this process' share; then, in one process, make one file of each system's rows."""
-    missing = {
-        job.task.name: [
-            name
-            for name in job.systems
-            if not SystemOutputs(run.folder, job.task.name, name).done().issuperset(job.ids)
-        ]
-        for job in run.jobs
-    }
+    found = [(job, name, SystemOutputs(run.folder, job.task.name, name)) for job in run.jobs for name in job.systems]
+    missing: dict[str, list[str]] = {job.task.name: [] for job in run.jobs}
+    for job, name, outputs in found:
+        if not outputs.done().issuperset(job.ids):
+            missing[job.task.name].append(name)
     if any(missing.values()):
         _answer(run, missing)
     run.state.wait_for_everyone()
     if run.state.is_main_process:
-        for job in run.jobs:
-            for name in job.systems:
-                SystemOutputs(run.folder, job.task.name, name).merge(job.ids)
+        for job, _, outputs in found:
+            outputs.merge(job.ids)
 
 
 @contextmanager
@@ -419,20 +370,12 @@ def record_of(run: Evaluation, model: Any, weights: str) -> dict[str, Any]:
         if versions.get(name) != then:
             print(f"Note: {name} was {then} and is {versions.get(name)}, since this run was begun.", file=sys.stderr)
     settings = task_settings(run)
-    tasks = {
-        job.task.name: {
-            "kind": job.task.kind,
-            "metrics": list(job.task.metrics),
-            "language": job.task.language,
-            "normaliser": job.task.normaliser,
-            "group": job.task.group,
-            "source": dict(job.task.source),
-            "items": len(job.ids),
-            "left_out": job.left_out,
-            SETTINGS: settings[job.task.name],
-        }
-        for job in run.jobs
-    }
+    fields = ("kind", "metrics", "language", "normaliser", "group", "source")
+    tasks = {}
+    for job in run.jobs:
+        known = {name: getattr(job.task, name) for name in fields}
+        counted = {"items": len(job.ids), "left_out": job.left_out, SETTINGS: settings[job.task.name]}
+        tasks[job.task.name] = {**known, **counted}
     return {
         "model": str(run.options.model),
         "revision": run.options.revision,

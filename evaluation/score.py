@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from audiollm.command_line.files import write_whole
 from audiollm.command_line.option_parser import option, parser_of
-from audiollm.publishing.score_table import COUNTS, score_rows, with_interval
-from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
+from audiollm.publishing.score_table import COUNTS, SYSTEM_TITLES, score_rows, with_interval
 
-from .bootstrap import SAMPLES, percentiles
+from .bootstrap import SAMPLES, percentiles, resampled
 from .measures import RATIO, Answer, Convention, Measured, measures_of
 from .outputs import ERROR, LENGTH, REPEATED, Run, convention_of, joined_sessions, open_run, read_answers, write_rows
 from .systems import DEAF
@@ -39,15 +38,8 @@ def score_run(
     """
     Score every finished system of every task; write `scores.json`, which is returned, and `items/<task>/<system>.jsonl`.
 
-    Args:
-        folder: the `--output_dir` of `audiollm evaluate`.
-        normaliser: instead of the tasks' own; see `word_error.py`.
-        samples: drawn for intervals. seed: of the draws.
-
-    Raises:
-        RunFolderError: it is no such folder, or a file in it is damaged.
-        ValueError: there is no such metric or normaliser.
-        ImportError: a library that a metric needs is not installed.
+    The folder is the `--output_dir` of `audiollm evaluate`; RunFolderError is raised if it is none, or damaged. The normaliser
+    is instead of the tasks' own; samples, drawn from a seed, are for intervals.
     """
     run = open_run(folder)
     tasks: dict[str, Any] = {}
@@ -164,8 +156,9 @@ def group_averages(
                 else:
                     value = float(np.mean([each["value"] for each in figures.values()]))
                     # Tasks are drawn from one seed, and independent: each in an order of its own.
-                    drawn = [measured[task, system][name].drawn(samples, seed) for task in figures]
-                    orders = [np.random.default_rng(index).permutation(each) for index, each in enumerate(drawn)]
+                    each = [measured[task, system][name] for task in figures]
+                    drawn = [resampled(one.statistics, one.pooled, samples, seed) for one in each]
+                    orders = [np.random.default_rng(index).permutation(one) for index, one in enumerate(drawn)]
                     low, high = percentiles(np.mean(orders, axis=0))
                 missing = [task for task in members if task not in figures]
                 by_system[system][name] = {
@@ -199,9 +192,7 @@ class ScoringOptions:
     """Options of scoring."""
 
     normaliser: str | None = option(
-        None,
-        "What makes texts alike before words are compared; each task's own if not given.",
-        choices=list(NORMALISERS),
+        None, "Makes texts alike before words are compared; by default each task's own.", choices=list(NORMALISERS)
     )
     samples: int = option(SAMPLES, "Samples drawn for intervals and tests.")
     seed: int = option(0, "Seed of the draws.")

@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from .generating import Generator, Reply, adapter_windows
+from .measures import NEGATIVE_LOG_LIKELIHOOD, SAME_LOGITS, TOKENS
 from .outputs import SystemOutputs
 from .tasks import Item, Task
 
@@ -97,8 +98,7 @@ class TextSystem:
         for item, heard in zip(items, waveforms):
             texts, seconds = [""] * len(heard), 0.0
             if self.whisper and len(heard) == 1 and item.id in self.whisper.known:
-                text, seconds = self.whisper.known[item.id]
-                texts = [text]
+                texts[0], seconds = self.whisper.known[item.id]
             elif self.whisper:
                 texts = self.whisper.hear(heard)
             transcripts.append(texts)
@@ -128,12 +128,12 @@ def measure_text(model: Any, tokenizer: Any, base: Any | None, items, waveforms,
         ids = torch.tensor([tokenizer(item.prompt)["input_ids"]], device=model.device)
         logits = _logits(model, ids)
         nats = torch.nn.functional.cross_entropy(logits[:-1].double(), ids[0, 1:].cpu(), reduction="sum")
-        measured = {"tokens": max(ids.shape[1] - 1, 0), "negative_log_likelihood": float(nats)}
+        measured = {TOKENS: max(ids.shape[1] - 1, 0), NEGATIVE_LOG_LIKELIHOOD: float(nats)}
         if base is not None:
             base_logits = _logits(base, ids)
             same = torch.equal(logits, base_logits)
             difference = 0.0 if same else float((logits.float() - base_logits.float()).abs().max())
-            measured |= {"same_logits_as_base": same, "largest_logit_difference": difference}
+            measured |= {SAME_LOGITS: same, "largest_logit_difference": difference}
         replies.append(Reply("", extra=measured))
     return replies
 
@@ -162,8 +162,6 @@ def why_not(task: Task, system: str, whisper: str | None, is_multilingual: bool,
     if system == WHISPER and task.kind not in HEARD_KINDS:
         return f"a transcript is no answer to a question of the kind {task.kind}"
     spoken = spoken_language(task)
-    if spoken is None and task.kind == TRANSLATION and task.language is not None and is_english(task.language):
-        spoken = "another language"
     if not is_multilingual and spoken is not None and not is_english(spoken):
         return f"{whisper} hears English only, and {spoken} is spoken; give a multilingual Whisper by --whisper"
     if system == WHISPER and task.kind == TRANSLATION:
@@ -185,8 +183,8 @@ def is_multilingual(whisper: str, revision: str | None) -> bool:
 class SystemBuilder:
     """Makes systems of one model, each part when it is first needed."""
 
-    model: Any  # what is evaluated
-    processor: Any  # what is evaluated
+    model: Any  # under evaluation
+    processor: Any  # of the model
     whisper: str | None  # the Whisper whose decoder answers
     revision: str | None  # of that Whisper
     folder: Path  # of the run, where the decoder's transcripts may be already
@@ -229,7 +227,7 @@ class SystemBuilder:
             return self._whisper_system(task, task="translate")
         if self._heard is None or self._heard[0] != task.name:
             hearing = self._whisper_system(task)
-            if task.kind != TRANSLATION:  # what is on disk then is a translation
+            if task.kind != TRANSLATION:  # else a translation is on disk
                 rows = SystemOutputs(self.folder, task.name, WHISPER).read().values()
                 hearing.known = {
                     row["id"]: (row["output"], row["seconds"]) for row in rows if row["output"] is not None

@@ -51,21 +51,16 @@ class TaskDataError(TaskError):
 
 @dataclass(frozen=True)
 class Item:
-    """
-    One question of a benchmark.
-
-    Attributes:
-        references: right answers; none where a judge or a rate needs none. Of a choice: the letter.
-        extra: what else is known, as JSON: `question`, `choices` (text by letter), `transcript`, `speaker`, `language`,
-            `category`, and of a recording cut into chunks `session` and `chunk_index`.
-    """
+    """One question of a benchmark."""
 
     id: str  # stable and unique within the task: a run is resumed by it
     prompt: str  # with one `<audio>` for each recording; none where the question is text alone
     recordings: list[Any]  # anything that the processor takes: a path or URL, a dict with `bytes`, or one with `array`
-    references: list[str] = field(default_factory=list)
+    references: list[str] = field(default_factory=list)  # right answers, of a choice the letter; some kinds need none
+    #: Other known facts, as JSON: `question`, `choices` (text by letter), `transcript`, `speaker`, `language`, `category`,
+    #: and of a recording cut into chunks `session` and `chunk_index`.
     extra: dict[str, Any] = field(default_factory=dict)
-    problem: str | None = None  # why it cannot be asked of the control, which plays it another recording
+    problem: str | None = None  # reason for which the control cannot be asked, which plays it another recording
 
 
 #: Gives a task's questions from a copy on disk, or from where the benchmark is if that is None.
@@ -82,24 +77,20 @@ class Form:
 
 @dataclass(frozen=True)
 class Task:
-    """
-    A benchmark, or one language or part of one.
-
-    Attributes:
-        source: facts for the record: benchmark, hub, config, split, licence, terms, citation, and for scoring
-            `source_language` (spoken, of a translation) and `judge`.
-    """
+    """A benchmark, or one language or part of one."""
 
     name: str  # as in `--tasks`
     kind: str  # one of `tasks.yaml`, which decides how answers are asked for and scored
     metrics: tuple[str, ...]  # of its answers
     language: str | None  # code of the language that answers are in; None where they are in none
-    normaliser: str  # a name of `NORMALISERS`, for what is compared word by word
+    normaliser: str  # a name of `NORMALISERS`, for texts that are compared word by word
+    #: Facts for the record (benchmark, hub, config, split, licence, terms, citation), and for scoring `source_language`
+    #: (spoken, of a translation) and `judge`.
     source: Mapping[str, Any]
     max_new_tokens: int | None  # bound on an answer; None where it follows from the length of the recording
     group: str | None  # tasks whose scores are averaged, unweighted
     reader: Reader = field(repr=False, compare=False)  # gives the questions
-    # What the reader needs; see `tasks.yaml`.
+    # For the reader; see `tasks.yaml`.
     prompt: str = ""
     forms: tuple[Form, ...] = field(default=(), repr=False)
     config: str | None = None
@@ -108,15 +99,10 @@ class Task:
 
     def items(self, data: str | None = None, limit: int | None = None) -> Iterator[Item]:
         """
-        Yield the questions, one by one, in an order that never changes.
+        Yield the questions, the first `limit` if given, in an order that never changes.
 
-        Args:
-            data: a copy on disk, as the benchmark hands it out; None reads it where it is.
-            limit: at most this many, the first ones.
-
-        Raises:
-            TaskError: the data cannot be read; raised when the first question is asked for.
-            TaskDataError: rows are malformed; raised after the last question, since a stream is not read twice.
+        They come from `data`, a copy on disk as the benchmark hands it out, or else from where it is. TaskError is raised
+        at the first question if the data cannot be read; TaskDataError after the last, if rows are malformed.
         """
         seen: Counter[str] = Counter()
         problems: list[tuple[str, str]] = []
@@ -148,7 +134,7 @@ def find_task(name: str) -> Task:
     """
     Return one task: `prompts`, or of a family one config, `fleurs:de_de`, also by language alone, `fleurs:de`.
 
-    TaskError is raised if there is no such task or config, or a family is named without one; near names are given.
+    TaskError names near ones if there is no such task or config, or if a family is named without one.
     """
     family, _, config = name.partition(CONFIG_SEPARATOR)
     entry = families().get(family)
@@ -208,16 +194,18 @@ def task_table() -> str:
     for name, entry in families().items():
         configs = _configs(entry)
         task = _task(name, configs[0] if configs else None, entry)
-        source = task.source
+        source, withdrawn = task.source, task.source.get("withdrawn")
+        facts = {
+            "licence": ", ".join(filter(None, (source["licence"], source.get("terms")))),
+            "where": " ".join(filter(None, (source.get("hub"), withdrawn and f"{withdrawn} Give it with --data."))),
+            "configs": _listed(configs),
+            "unknown": ", ".join(source.get("unknown", ())),
+        }
         lines = [
             f"{name}{':CONFIG' if configs else ''}  ({entry['kind']}: {', '.join(task.metrics)})",
             source["title"],
-            f"licence: {source['licence']}" + (f", {source['terms']}" if source.get("terms") else ""),
-            *([f"where: {source['hub']}"] if source.get("hub") else []),
-            *([f"where: {source['withdrawn']} Give it with --data."] if source.get("withdrawn") else []),
-            *([f"configs: {_listed(configs)}"] if configs else []),
-            *([f"unknown: {', '.join(source['unknown'])}"] if source.get("unknown") else []),
         ]
+        lines += [f"{told}: {fact}" for told, fact in facts.items() if fact]
         blocks.append("\n  ".join(lines))
     several = [f"  {alias}: {', '.join(names)}" for alias, names in tables()["aliases"].items()]
     return "\n\n".join(blocks) + "\n\nNames for several tasks:\n" + "\n".join(several) + "\n"
@@ -235,11 +223,7 @@ def _datasets() -> dict[str, Corpus]:
 
 
 def dataset_named(name: str, config: str | None = None) -> Corpus:
-    """
-    Return a dataset of `tasks.yaml`, or a ready corpus with its transcripts as references.
-
-    As references, transcripts are taken as they are written, and an empty one is a row like any other.
-    """
+    """Return a dataset of `tasks.yaml`, or a ready corpus with its transcripts, as they are written, as references."""
     corpus = _datasets()[name]
     columns = dict(corpus.columns)
     if "text" in columns:

@@ -8,6 +8,7 @@ The card is README.md in the checkpoint's folder. It is made from the configurat
 Marked sections of an existing card are renewed; your own text and sections that you have edited stay.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,17 +21,19 @@ from typing import Any, ClassVar
 
 from audiollm import AudioLlmConfig, __version__
 from audiollm.base_models import EMBEDDED_PREFIX
+from audiollm.command_line.embedded_bases import EMBEDDED_BASES
 from audiollm.command_line.files import BLOCK_BYTES, write_whole
 from audiollm.command_line.option_parser import option, parser_of
-from huggingface_hub import ModelCard
+from huggingface_hub import CardData, EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HTTPError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from .header import SCORED_SYSTEM, CardError, evaluation_results, find_base, is_own, make_header
-from .record import MIB, read_record
+from .record import MIB, CardError, read_record
 from .score_table import (
     COUNTS,
     READING,
-    SYSTEMS,
+    SCORED_SYSTEM,
+    SYSTEM_TITLES,
     evaluation_command,
     score_rows,
     systems_of,
@@ -44,16 +47,26 @@ MS_PER_FRAME = 20
 EVALUATION = "evaluation"
 #: Headings under which people describe what the training record does not hold, by the section that is about the same.
 OWN_HEADINGS = {
-    "data": re.compile(r"^#+ +(.*\b(?:data|dataset|corpus|corpora|trained on)\b.*?) *$", re.IGNORECASE | re.MULTILINE),
+    "data": re.compile(r"(?im)^#+ +(.*\b(?:data|dataset|corpus|corpora|trained on)\b.*?) *$"),
     "training": re.compile(
-        r"^#+ +(.*\b(?:training|trained with|how .*(?:trained|made|make)|reproduc\w*)\b.*?) *$",
-        re.IGNORECASE | re.MULTILINE,
+        r"(?im)^#+ +(.*\b(?:training|trained with|how .*(?:trained|made|make)|reproduc\w*)\b.*?) *$"
     ),
 }
 #: A section between two comments. The first comment has a digest of the text, by which an edited section is known.
 SECTION = re.compile(r"<!-- audiollm:begin (\w+)(?: (\w+))? -->\n?(.*?)\n?<!-- audiollm:end \1 -->", re.DOTALL)
 DIGEST_DIGITS = 12
 BLANK_LINES = re.compile(r"\n{3,}")
+HUB_URL = "https://huggingface.co/"
+#: A dataset of the Hub in training options: `hub:org/name?split=train`.
+HUB_DATASET = re.compile(r"hub:([^?]+)")
+PIPELINE = "audio-text-to-text"
+TAGS = ("audiollm", "speech", "custom_code")
+#: The Hub's names of tasks and metrics, by ours; others keep their own.
+TASK_TYPES = {"asr": "automatic-speech-recognition"}
+METRIC_TYPES = {"word_error": "wer", "character_error": "cer", "no_speech_rate": "hallucination_rate"}
+#: Arguments of a metric by which results of ours are told from those that somebody else wrote into a card.
+OWN_ARGUMENTS = frozenset(("low", "high", "unit", "items"))
+HUB_TIMEOUT_SECONDS = 10.0
 STAGES = {
     "align": "Align: the projector alone, by CTC on transcripts",
     "instruct": "Instruct: cross-entropy on responses",
@@ -112,15 +125,13 @@ def make_card(
     Make or renew the card of a checkpoint; nothing is written.
 
     Args:
-        folder: of the checkpoint.
-        repo: its id on the Hub, by which the card calls it.
+        folder: of the checkpoint, by whose future id `repo` on the Hub the card calls it.
         scores: of an evaluation of these weights. By default, scores in the card stay while the weights do.
         given: `license`, `language`, `datasets` and `data_license`, which no file holds.
         add_sections: put the sections behind a card that has none of them.
         online: ask the Hub for the licences of bases that lie there.
 
-    Raises:
-        CardError: there is no checkpoint, its card cannot be read or has none of our sections, or scores are missing.
+    CardError is raised if there is no checkpoint, or its card cannot be read or is somebody's own, or scores are missing.
     """
     folder, given = Path(folder), given or {}
     config, weights, runs = read_config(folder), weight_files(folder), read_record(folder)["runs"]
@@ -147,7 +158,12 @@ def make_card(
             raise CardError(f"The scores are of {systems_of(scores)}; there are none of the model itself.")
         results = evaluation_results(scores)
         evaluation = {
-            **{"scores": scores, "systems": systems_of(scores), "score_rows": score_rows(scores), "titles": SYSTEMS},
+            **{
+                "scores": scores,
+                "systems": systems_of(scores),
+                "score_rows": score_rows(scores),
+                "titles": SYSTEM_TITLES,
+            },
             **{"reading": READING, "counts_told": COUNTS, "with_interval": with_interval},
             "evaluation_command": evaluation_command(scores.get("run", {}), repo or str(folder)),
         }
@@ -198,6 +214,113 @@ def write_card(folder: str | os.PathLike, **options: Any) -> Card:
     if card.written:
         write_whole(Path(folder) / CARD_FILE, card.text)
     return card
+
+
+@dataclass(frozen=True)
+class Base:
+    """Known facts about a base model."""
+
+    name: str  # short name
+    shown: str  # id in Markdown, with its source
+    hub_id: str | None = None  # id on the Hub; None for a folder on somebody's disk
+    licence: str | None = None  # SPDX or the Hub's name; None where it is not known
+
+
+def find_base(model_id: str | None, revision: str | None = None, online: bool = True) -> Base:
+    """Return the known facts about a base model, by its id in a configuration; `online` asks the Hub for its licence."""
+    if not model_id:
+        return Base("a base that is not named", "not recorded")
+    embedded = EMBEDDED_BASES.get(model_id.removeprefix(EMBEDDED_PREFIX))
+    if model_id.startswith(EMBEDDED_PREFIX) and embedded is not None:
+        hub_id = embedded.hub_id
+        wheels = " and ".join(f"{each.distribution} {each.version}" for each in embedded.wheels)
+        shown = f"`{model_id}`: [{hub_id}]({HUB_URL}{hub_id}), from PyPI ({wheels}), SHA-256 `{embedded.sha256}`"
+        return Base(hub_id.rpartition("/")[2], shown, hub_id, embedded.licence)
+    data: Any = None
+    if os.path.isabs(model_id) or os.path.isdir(model_id):
+        name, card = Path(model_id).name, Path(model_id) / "README.md"
+        with contextlib.suppress(OSError, ValueError):
+            data = ModelCard.load(card, ignore_metadata_errors=True).data if card.is_file() else None
+        return Base(name, f"`{name}`, a folder that has no Hub id", None, data and data.get("license"))
+    with contextlib.suppress(HTTPError, OSError, ValueError):
+        if online:
+            data = HfApi().model_info(model_id, revision=revision, timeout=HUB_TIMEOUT_SECONDS).card_data
+    licence = data and (data.get("license_name") or data.get("license"))
+    return Base(model_id.rpartition("/")[2], f"[{model_id}]({HUB_URL}{model_id})", model_id, licence)
+
+
+def evaluation_results(scores: Mapping[str, Any]) -> list[EvalResult]:
+    """Return the model's scores as entries of the Hub's `model-index`, with their intervals."""
+    results = []
+    for task, found in scores.get("tasks", {}).items():
+        record = scores.get("run", {}).get("tasks", {}).get(task, {})
+        system, source = found.get("systems", {}).get(SCORED_SYSTEM, {}), record.get("source") or {}
+        counts = system.get("counts", {})
+        for metric, score in system.get("metrics", {}).items():
+            # Other metrics, such as speed, depend on the machine.
+            if metric not in (record.get("metrics") or [metric]) or score.get("value") is None:
+                continue
+            own = {**{name: score.get(name) for name in ("low", "high", "unit")}, "items": counts.get("scored")}
+            result = EvalResult(
+                task_type=TASK_TYPES.get(found.get("kind"), PIPELINE),
+                dataset_type=source.get("hub") or task,
+                dataset_name=source.get("title") or task,
+                dataset_config=source.get("config"),
+                dataset_split=source.get("split"),
+                metric_type=METRIC_TYPES.get(metric, metric),
+                metric_value=score["value"],
+                metric_name=f"{metric} of {task} ({score.get('unit') or 'unit not recorded'})",
+                metric_args=own,
+            )
+            results.append(result)
+    return results
+
+
+def is_own(result: EvalResult) -> bool:
+    """Return True for an entry that `evaluation_results` has made."""
+    return isinstance(result.metric_args, dict) and result.metric_args.keys() == OWN_ARGUMENTS
+
+
+def make_header(
+    name: str,
+    is_adapter: bool,
+    bases: Mapping[str, Base],
+    data_paths: list[str],
+    results: list[EvalResult],
+    given: Mapping[str, Any],
+    earlier: CardData | None = None,
+) -> ModelCardData:
+    """
+    Return a header with the known facts, over that of the card that is there.
+
+    Facts that follow from the checkpoint are written anew; the rest stays, lists are extended, and `results` replace
+    earlier ones of ours. Datasets of the Hub among `data_paths` are named.
+    """
+    old: dict[str, Any] = {} if earlier is None else {k: v for k, v in vars(earlier).items() if v is not None}
+    on_hub = [HUB_DATASET.match(path) for path in data_paths]
+    old_results = old.get("eval_results") or []
+    gone = {result.metric_type for result in old_results if is_own(result)}
+    kept = [metric for metric in _joined(old.get("metrics")) if metric not in gone]
+    fields: dict[str, Any] = {
+        **old,
+        "license": given.get("license") or old.get("license"),
+        "language": _joined(old.get("language"), given.get("language")),
+        "library_name": "transformers",
+        "pipeline_tag": PIPELINE,
+        "datasets": _joined(old.get("datasets"), [each[1] for each in on_hub if each], given.get("datasets")),
+        "tags": _joined(old.get("tags"), TAGS, ["lora"] if is_adapter else []),
+        "metrics": _joined(kept, [result.metric_type for result in results]),
+        "eval_results": [*(result for result in old_results if not is_own(result)), *results],
+        "model_name": old.get("model_name") or name,
+    }
+    if base_ids := [base.hub_id for base in bases.values() if base.hub_id]:
+        fields.update(base_model=base_ids, base_model_relation="adapter" if is_adapter else "finetune")
+    return ModelCardData(**{key: value for key, value in fields.items() if value not in (None, [])})
+
+
+def _joined(*lists: Any) -> list[str]:
+    """Return lists, or single words, one after the other, each entry once."""
+    return list(dict.fromkeys(word for each in lists for word in ([each] if isinstance(each, str) else each or [])))
 
 
 def read_config(folder: Path) -> AudioLlmConfig:
@@ -266,10 +389,7 @@ def seal(text: str) -> str:
 
 def renew(old: str, new: str, keep: frozenset[str] = frozenset()) -> tuple[str, list[str]]:
     """
-    Put the sections of a new, sealed card into an old one, and leave everything else of it.
-
-    Args:
-        keep: names of sections to leave unchanged.
+    Put the sections of a new, sealed card into an old one, and leave everything else of it, and the sections in `keep`.
 
     Returns:
         The card, and remarks about sections that people have edited or taken out, which stay so.

@@ -12,7 +12,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -31,9 +31,8 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from .card import CARD_FILE, ROLES, make_card, read_card, read_config, sections, weight_files
-from .header import CardError, find_base
-from .record import RECORD_FILE
+from .card import CARD_FILE, ROLES, find_base, make_card, read_card, read_config, sections, weight_files
+from .record import RECORD_FILE, CardError
 
 DEFAULT_BRANCH = "main"
 #: Weights in a repository's root. Those of an earlier upload would be loaded beside or instead of new ones.
@@ -68,8 +67,6 @@ SECRETS = {
 TEXT_SUFFIXES = (".json", ".md", ".txt", ".py", ".jinja", ".yaml", ".yml")
 #: Files that loading with `trust_remote_code` needs, both written by `processor.save_pretrained`.
 REQUIRED = ("processor_config.json", "tokenizer.json")
-#: Contents to upload by their path in the repository: a file of this machine, or bytes.
-Files = Mapping[str, Path | bytes]
 
 
 @dataclass
@@ -96,7 +93,7 @@ class PushArguments:
 class Plan:
     """Contents of a push."""
 
-    files: dict[str, Path | bytes]  # to upload
+    files: dict[str, Path | bytes]  # contents to upload by their path in the repository
     left_out: list[str]  # files that stay; a folder is listed once
     stale: list[str] = field(default_factory=list)  # weights to remove from the repository
     remarks: list[str] = field(default_factory=list)  # sentences to read before agreeing
@@ -114,19 +111,14 @@ def make_manifest(folder: str | os.PathLike) -> Plan:
     """Sort a folder's files into those to upload and those that stay; CardError if it is not a whole checkpoint."""
     folder = Path(folder)
     named = {*code_files(folder), *(path.name for path in weight_files(folder))}
-    plan = Plan({}, [])
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        name = path.relative_to(folder).as_posix()
-        if name in named or purpose_of(name):
-            plan.files[name] = path
-        else:
-            first, below, _ = name.partition("/")
-            plan.left_out.append(first + below)
-    plan.left_out = list(dict.fromkeys(plan.left_out))
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+    files: dict[str, Path | bytes] = {name: folder / name for name in names if name in named or purpose_of(name)}
+    others = (name.partition("/") for name in names if name not in files)
+    left_out = list(dict.fromkeys(first + below for first, below, _ in others))
     for name in REQUIRED:
-        if name not in plan.files:
+        if name not in files:
             raise CardError(f"{folder} has no {name}, which loading needs; call processor.save_pretrained(folder).")
-    return plan
+    return Plan(files, left_out)
 
 
 def code_files(folder: Path) -> list[str]:
@@ -142,18 +134,13 @@ def code_files(folder: Path) -> list[str]:
         try:
             files.update([path.name, *(Path(file).name for file in get_relative_import_files(path))])
         except FileNotFoundError as error:
-            missing = Path(error.filename).name
-            raise CardError(
-                f"{folder} has no {missing}, which its configuration or code names; save the model again."
-            ) from error
+            told = f"{folder} has no {Path(error.filename).name}, which its configuration or code names"
+            raise CardError(f"{told}; save the model again.") from error
     return sorted(files)
 
 
-def refuse_secrets(files: Files) -> None:
-    """
-    Raises:
-        CardError: a file to upload holds something like a credential; file, line and kind are named, not the credential.
-    """
+def refuse_secrets(files: Mapping[str, Path | bytes]) -> None:
+    """Raise CardError if a file to upload holds something like a credential; file, line and kind are named, not that."""
     found = []
     for name, source in files.items():
         if not name.endswith(TEXT_SUFFIXES):
@@ -183,26 +170,29 @@ def make_plan(options: PushArguments) -> Plan:
     for role, shown in ROLES.items():
         model_id = getattr(config, f"{role}_model_id")
         if config.weight_format == "adapter" and find_base(model_id, online=False).hub_id is None:
-            plan.remarks.append(
-                f"The {shown} is a folder of this machine ({model_id}): others must pass {role}_model_id= to from_pretrained."
-            )
+            told = f"The {shown} is a folder of this machine ({model_id})"
+            plan.remarks.append(f"{told}: others must pass {role}_model_id= to from_pretrained.")
     return plan
 
 
-def stale_weights(api: HfApi, options: PushArguments, names: Iterable[str]) -> list[str]:
-    """Return the weights in a repository's root, from an earlier upload, that files of these names do not replace."""
-    try:
-        there = api.list_repo_files(options.repo, revision=options.revision)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        return []
-    is_weight = {name for name in there for pattern in ROOT_WEIGHTS if "/" not in name and fnmatchcase(name, pattern)}
-    return sorted(is_weight.difference(names))
-
-
-def upload(
-    api: HfApi, plan: Plan, repo_id: str, message: str, revision: str | None = None, run_as_future: bool = False
+def upload_checkpoint(
+    api: HfApi,
+    folder: str | Path,
+    repo_id: str,
+    message: str,
+    revision: str | None = None,
+    run_as_future: bool = False,
+    plan: Plan | None = None,
 ) -> CommitInfo | Future[CommitInfo]:
-    """Upload the files of a plan in one commit; the repository exists. The next push sends only what did not arrive."""
+    """
+    Upload the files of a folder that belong to its checkpoint, or those of a plan, in one commit; the repository exists.
+
+    After an interruption, the next upload sends only what did not arrive. CardError is raised if the checkpoint is not
+    whole, or holds something like a credential.
+    """
+    if plan is None:
+        plan = make_manifest(folder)
+        refuse_secrets(plan.files)
     if revision not in (None, DEFAULT_BRANCH):
         api.create_branch(repo_id, branch=str(revision), exist_ok=True)
     operations: list[CommitOperationAdd | CommitOperationDelete] = [
@@ -213,19 +203,6 @@ def upload(
     return api.create_commit(repo_id, operations, **known)
 
 
-def upload_checkpoint(
-    api: HfApi, folder: str | Path, repo_id: str, message: str, **options: Any
-) -> CommitInfo | Future[CommitInfo]:
-    """
-    Upload the files of a folder that belong to its checkpoint, with options of [`upload`]; the repository exists.
-
-    CardError is raised if the checkpoint is not whole, or holds something like a credential.
-    """
-    plan = make_manifest(folder)
-    refuse_secrets(plan.files)
-    return upload(api, plan, repo_id, message, **options)
-
-
 def describe(plan: Plan) -> str:
     """Return the plan as a table."""
     sizes = {name: len(it) if isinstance(it, bytes) else it.stat().st_size for name, it in plan.files.items()}
@@ -233,8 +210,8 @@ def describe(plan: Plan) -> str:
     lines = ["Goes up:"]
     for name in sorted(sizes, key=lambda name: (name.count("/"), name)):
         why = purpose_of(name) or ("code" if name.endswith(".py") else "weights")
-        lines.append(f"  {name:{width}}  {_shown(sizes[name]):>8}  {why}")
-    lines.append(f"  {len(sizes)} files, {_shown(sum(sizes.values()))}")
+        lines.append(f"  {name:{width}}  {tqdm.format_sizeof(sizes[name], 'B'):>8}  {why}")
+    lines.append(f"  {len(sizes)} files, {tqdm.format_sizeof(sum(sizes.values()), 'B')}")
     if plan.left_out:
         lines += ["Stays here:", *(f"  {name}" for name in plan.left_out)]
     if plan.stale:
@@ -243,15 +220,15 @@ def describe(plan: Plan) -> str:
     return "\n".join([*lines, *(f"Note: {remark}" for remark in plan.remarks)])
 
 
-def _shown(num_bytes: int) -> str:
-    return tqdm.format_sizeof(num_bytes, "B")
-
-
 def push(options: PushArguments) -> None:
     """List the files that go up, ask, and upload them; CardError if the checkpoint cannot be pushed."""
     plan, api = make_plan(options), HfApi()
     try:
-        plan.stale = stale_weights(api, options, plan.files)
+        there = [name for name in api.list_repo_files(options.repo, revision=options.revision) if "/" not in name]
+        is_weight = {name for name in there for pattern in ROOT_WEIGHTS if fnmatchcase(name, pattern)}
+        plan.stale = sorted(is_weight.difference(plan.files))
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        pass
     except (HTTPError, OSError) as error:
         if not options.dry_run:
             raise
@@ -267,7 +244,7 @@ def push(options: PushArguments) -> None:
         if input(f"Upload to {options.repo}? [y/N] ").strip().lower() not in ("y", "yes"):
             sys.exit("audiollm push: nothing was uploaded.")
     repo_id = api.create_repo(options.repo, private=options.private or None, exist_ok=True).repo_id
-    commit = upload(api, plan, repo_id, options.commit_message, options.revision)
+    commit = upload_checkpoint(api, options.model, repo_id, options.commit_message, options.revision, plan=plan)
     assert isinstance(commit, CommitInfo)
     if options.tag:
         api.create_tag(repo_id, tag=options.tag, revision=commit.oid)
@@ -284,5 +261,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(f"audiollm push: {error}")
     except (HTTPError, OSError, ValueError, RuntimeError) as error:  # of huggingface_hub's uploads, too
         sys.exit(
-            f"audiollm push: {error}\nThe upload is not complete. The same command goes on: what has arrived is not sent again."
+            f"audiollm push: {error}\nThe upload is not complete. The same command goes on, with what has not arrived."
         )

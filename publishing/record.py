@@ -23,8 +23,6 @@ import torch
 from audiollm.command_line.files import sha256_of, write_json
 from transformers.utils import cached_file
 
-from .header import CardError
-
 RECORD_FILE = "training_record.json"
 #: Libraries whose versions are recorded, so that a run can be repeated.
 LIBRARIES = (
@@ -39,6 +37,10 @@ GIB = 1 << 30
 GIT_TIMEOUT_SECONDS = 10
 #: Unit of `ru_maxrss`: KiB, on macOS bytes.
 MEMORY_UNIT_BYTES = 1 if sys.platform == "darwin" else 1 << 10
+
+
+class CardError(ValueError):
+    """A card that cannot be made. The message says why, and what to do."""
 
 
 def read_record(folder: str | os.PathLike) -> dict[str, Any]:
@@ -57,15 +59,12 @@ def read_record(folder: str | os.PathLike) -> dict[str, Any]:
 
 def add_run(folder: str | os.PathLike, run: Mapping[str, Any], starts_from: str | None = None) -> Path:
     """
-    Write the record of a new checkpoint: the runs of the checkpoint it started from, and the run that made it.
+    Write the record of a new checkpoint, and return its path: the runs of the one it started from, and the run that made it.
 
     Args:
         folder: of the new checkpoint.
         run: JSON with a `stage` at least; see `audiollm.training.run_record`.
         starts_from: folder or Hub id of the checkpoint it started from.
-
-    Returns:
-        Path of the file.
     """
     earlier: list[dict[str, Any]] = []
     if starts_from is not None:
@@ -114,24 +113,30 @@ def describe_file(path: str) -> dict[str, str | None]:
 
 
 def package_facts() -> dict[str, str | None]:
-    """Return the version of AudioLLM, and the commit it was installed from (PEP 610) or runs from, if known."""
-    commit = None
+    """
+    Return the version of AudioLLM, and the commit it was installed from (PEP 610) or runs from, if known.
+
+    That of a clone is marked if there are changes.
+    """
+    commit, folder = None, Path(str(audiollm.__file__)).resolve().parents[1]
     with contextlib.suppress(importlib.metadata.PackageNotFoundError, ValueError):
         text = importlib.metadata.distribution("audiollm").read_text("direct_url.json")
         commit = json.loads(text or "{}").get("vcs_info", {}).get("commit_id")
-    return {"version": audiollm.__version__, "commit": commit or _checkout_commit()}
-
-
-def _checkout_commit() -> str | None:
-    """Return the commit of the clone that the package runs from, marked if there are changes."""
-    folder = Path(str(audiollm.__file__)).resolve().parents[1]
-    if not ((folder / ".git").exists() and (folder / "setup.cfg").is_file()):
-        return None
-    command = ["git", "-C", str(folder), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty= with changes"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_SECONDS)
-        return done.stdout.strip()
-    return None
+    if commit is None and (folder / ".git").exists() and (folder / "setup.cfg").is_file():
+        command = [
+            "git",
+            "-C",
+            str(folder),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--exclude=*",
+            "--dirty= with changes",
+        ]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=GIT_TIMEOUT_SECONDS)
+            commit = done.stdout.strip()
+    return {"version": audiollm.__version__, "commit": commit}
 
 
 def library_versions() -> dict[str, str]:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .header import SCORED_SYSTEM
 from .record import SECRET_OPTION, shown_path
 
+SCORED_SYSTEM = "model"
 #: Titles of the systems, in the order of the columns.
-SYSTEMS = {
+SYSTEM_TITLES = {
     SCORED_SYSTEM: "this model",
     "wrong_audio": "given the wrong recordings",
     "whisper": "Whisper's own decoder",
@@ -55,7 +55,7 @@ class ScoreRow:
     metric: str  # name of the metric
     unit: str | None  # fraction, points or ratio; None where there is no figure
     figures: Mapping[str, Mapping[str, Any]]  # by system, as in `scores.json`; without those that lack the metric
-    note: str = ""  # what a reader must know of the mean
+    note: str = ""  # warning about the mean
 
     @property
     def title(self) -> str:
@@ -66,7 +66,7 @@ class ScoreRow:
 def systems_of(scores: Mapping[str, Any]) -> list[str]:
     """Return the systems that an evaluation has scores of, in the order of the columns."""
     present = {name for found in scores["tasks"].values() for name in found.get("systems", {})}
-    return [name for name in [*SYSTEMS, *sorted(present - set(SYSTEMS))] if name in present]
+    return [name for name in [*SYSTEM_TITLES, *sorted(present - set(SYSTEM_TITLES))] if name in present]
 
 
 def score_rows(scores: Mapping[str, Any], tasks: Sequence[str] | None = None) -> list[ScoreRow]:

@@ -44,9 +44,7 @@ class ShrinkArguments:
 
     model: str = field(metadata={"help": "Folder of a checkpoint that holds an adapter."})
     output_dir: str = field(metadata={"help": "Folder for the smaller one; new or empty."})
-    lora_rank: int | None = option(
-        None, "Rank that LoRA is cut to; adapters of a lower one stay. Without it, ranks stay."
-    )
+    lora_rank: int | None = option(None, "Rank that LoRA is cut to; without it, or below it, ranks stay.")
     dtype: str = option("bfloat16", "Precision of the stored weights.", choices=list(DTYPES))
     projector_8bit: bool = option(False, "Store the projector's matrices that follow a norm in 8 bits (float8).")
 
@@ -57,15 +55,9 @@ class ShrinkError(ValueError):
 
 def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, float]:
     """
-    Return the factors of the nearest update of a lower rank.
+    Return the factors of the nearest update of a lower rank, from 1 to `r`, and the kept share of its squared norm.
 
-    Args:
-        down: LoRA's A, `(r, in_features)`. up: its B, `(out_features, r)`.
-        rank: of the result; at least 1, at most `r`.
-
-    Returns:
-        A `(rank, in_features)`, B `(out_features, rank)`, and the kept share of the update's squared norm (1.0 for an
-        update that is zero).
+    The factors are LoRA's A, `down` `(r, in_features)`, and B, `up` `(out_features, r)`. An update of zero is kept whole.
     """
     # The singular values of B A are those of the small r x r product of the triangular parts.
     up_basis, up_part = torch.linalg.qr(up.float())
@@ -79,13 +71,10 @@ def low_rank(down: torch.Tensor, up: torch.Tensor, rank: int) -> tuple[torch.Ten
 
 def in_eight_bits(weights: dict[str, torch.Tensor]) -> None:
     """
-    Convert the projector's matrices that follow a norm to float8 (E4M3), in place.
+    Convert the projector's matrices that follow a norm to float8 (E4M3), in place; ShrinkError if the first follows none.
 
     float8 holds no number below 2**-9. A matrix is therefore multiplied by the largest power of two that keeps it in
     range, and the gain of the norm before it is divided by the same: their product changes by rounding alone.
-
-    Raises:
-        ShrinkError: the projector has no norm before its first matrix.
     """
     if PROJECTOR_GAIN not in weights:
         raise ShrinkError(
@@ -116,7 +105,7 @@ def shrink(
     projector_8bit: bool = False,
 ) -> float:
     """
-    Write a smaller copy of a checkpoint.
+    Write a smaller copy of a checkpoint; return the kept share of the updates' squared norm, on average over layers.
 
     Args:
         folder: a checkpoint of an adapter (`weight_format`), in one file.
@@ -124,9 +113,6 @@ def shrink(
         rank: new rank of LoRA; None leaves it.
         dtype: of the stored weights. Single numbers and masks stay as they are.
         projector_8bit: see [`in_eight_bits`].
-
-    Returns:
-        The kept share of the updates' squared norm, on average over layers.
 
     Raises:
         ShrinkError: the folder is no such checkpoint, the rank is below 1, or `output` holds something.
@@ -139,8 +125,7 @@ def shrink(
         if not (folder / name).is_file():
             raise ShrinkError(f"--model {folder} has no {name}; expected the folder of an adapter's checkpoint.")
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if stored.get("weight_format") != ADAPTER:
-        given = stored.get("weight_format")
+    if (given := stored.get("weight_format")) != ADAPTER:
         raise ShrinkError(f"--model {folder} holds weights of the format {given!r}; expected {ADAPTER!r}.")
     config = AudioLlmConfig.from_pretrained(folder)
     weights, kept = load_file(folder / SAFE_WEIGHTS_NAME), []

@@ -33,15 +33,8 @@ POINTER_BYTES = 130  # about, of the file that git keeps for an LFS file
 COMMIT_DATE = "2026-01-01T00:00:00.000000Z"
 GITATTRIBUTES = "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LFS_SUFFIXES).encode()
 CLIENT_VARIABLES = re.compile(r"(HF|HUGGING_?FACE|TRANSFORMERS)_.*|(https?|all|no)_proxy", re.IGNORECASE)
-MODEL_ID = r"([\w-][\w.-]*/)?[\w-][\w.-]*"
-#: Fields of a card's metadata, and the values that the Hub takes; some of the pipelines.
-CARD_FIELDS = {
-    "license": r"[a-z0-9][a-z0-9.+-]*",
-    "language": r"[a-z]{2,3}(-[A-Za-z]+)?|multilingual",
-    "base_model": MODEL_ID,
-    "datasets": MODEL_ID,
-    "pipeline_tag": "audio-text-to-text|automatic-speech-recognition|any-to-any|text-generation",
-}
+#: Licences that the Hub takes.
+LICENCE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 
 
 class HubError(Exception):
@@ -54,8 +47,6 @@ class HubError(Exception):
 
 
 class Request(NamedTuple):
-    """One answered request; `path` has no query."""
-
     method: str
     path: str
     status: int
@@ -125,6 +116,7 @@ class LoopbackHub:
         endpoint: base URL, for HF_ENDPOINT.
         requests: every answered request, oldest first.
         messages: those of all commits, oldest first.
+        uploads_until_cut: LFS objects to take before connections end, like a lost network; None takes all.
     """
 
     def __init__(self, user: str = "loopback-user"):
@@ -166,14 +158,6 @@ class LoopbackHub:
         files = self.repositories[kind, repo_id].commit_at(revision).files
         return {path: file.content for path, file in files.items()}
 
-    def cut_uploads(self, after: int) -> None:
-        """Take `after` more LFS objects; then end every connection until `mend_uploads`, like a lost network."""
-        self.uploads_until_cut = after
-
-    def mend_uploads(self) -> None:
-        """Take uploads again."""
-        self.uploads_until_cut = None
-
     def commit(self, repository: Repository, branch: str, files: Mapping[str, StoredFile]) -> Commit:
         """Move `branch` to a new commit, whose sha differs from all others."""
         commit = Commit(f"{next(self._commit_numbers):040x}", files)
@@ -181,25 +165,13 @@ class LoopbackHub:
         return commit
 
 
-def _front_matter(card: str) -> str:
-    """Return the YAML block that opens a model card, "" without one."""
+def _front_matter(card: str) -> dict[str, Any]:
+    """Return the YAML that opens a model card, empty without any; ValueError where the Hub would refuse it."""
     block = re.match(r"---\n(.*?)\n---", card, re.DOTALL)
-    return block[1] if block else ""
-
-
-def _check_metadata(data: dict[str, Any]) -> None:
-    """Raise ValueError, in the Hub's words, where it would refuse a model card's metadata."""
-    for name, pattern in CARD_FIELDS.items():
-        for value in data[name] if isinstance(data.get(name), list) else [data[name]] if name in data else []:
-            if not isinstance(value, str) or not re.fullmatch(pattern, value):
-                raise ValueError(f'"{name}" with value {value!r} is not valid')
-
-
-def _tree_entry(path: str, file: StoredFile | None) -> dict[str, Any]:
-    """Describe a file as the tree endpoint does; a folder where `file` is None."""
-    if file is None:
-        return {"type": "directory", "path": path, "oid": hashlib.sha1(path.encode()).hexdigest(), "size": 0}
-    return {"type": "file", "path": path, **file.described("oid", "oid")}
+    data = yaml.safe_load(block[1]) if block else {}
+    if not LICENCE.fullmatch(licence := data.get("license", "mit")):
+        raise ValueError(f'"license" with value {licence!r} is not valid')
+    return data
 
 
 _ROUTES: list[tuple[str, re.Pattern[str], Callable[..., None]]] = []
@@ -276,11 +248,10 @@ class _Handler(BaseHTTPRequestHandler):
     @_route("POST", "/api/validate-yaml")
     def validate_card(self) -> None:
         try:
-            block = _front_matter(json.loads(self.body)["content"])
-            _check_metadata(yaml.safe_load(block) or {})
+            _front_matter(json.loads(self.body)["content"])
         except (ValueError, yaml.YAMLError) as error:
             return self.reply({"errors": [{"message": str(error)}]}, 400)
-        self.reply({"warnings": [] if block else [{"message": "empty or missing yaml metadata in repo card"}]})
+        self.reply({"warnings": []})
 
     @_route("POST", "/api/repos/create")
     def create_repository(self) -> None:
@@ -302,8 +273,8 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.repository(kind, repo_id)
         commit = repository.commit_at(revision)
         siblings = [{"rfilename": path, **file.described("blobId", "sha256")} for path, file in commit.files.items()]
-        card = commit.files["README.md"].content.decode() if "README.md" in commit.files else ""
-        from_card = dict(re.findall(r"^(pipeline_tag|library_name): *(\S+) *$", _front_matter(card), re.MULTILINE))
+        card = _front_matter(commit.files["README.md"].content.decode()) if "README.md" in commit.files else {}
+        from_card = {name: card[name] for name in ("pipeline_tag", "library_name") if name in card}
         info = {"id": repo_id, "author": repository.owner, "sha": commit.sha, "lastModified": COMMIT_DATE}
         access = {"private": repository.private, "gated": False, "disabled": False}
         self.reply({**info, **access, "tags": [*from_card.values()], "siblings": siblings, **from_card})
@@ -312,16 +283,18 @@ class _Handler(BaseHTTPRequestHandler):
     def list_tree(self, kind: str, repo_id: str, revision: str, folder: str = "") -> None:
         commit = self.repository(kind, repo_id).commit_at(revision)
         prefix = folder.strip("/") + "/" if folder else ""
-        entries: dict[str, StoredFile | None] = {}
+        entries: dict[str, dict[str, Any]] = {}
         for path, file in commit.files.items():
             if path.startswith(prefix):
                 parts = path[len(prefix) :].split("/")
-                entries |= {prefix + "/".join(parts[:depth]): None for depth in range(1, len(parts))} | {path: file}
+                for parent in (prefix + "/".join(parts[:depth]) for depth in range(1, len(parts))):
+                    oid = hashlib.sha1(parent.encode()).hexdigest()
+                    entries[parent] = {"type": "directory", "path": parent, "oid": oid, "size": 0}
+                entries[path] = {"type": "file", "path": path, **file.described("oid", "oid")}
         if prefix and not entries:
             raise HubError(404, "EntryNotFound", f"{folder} does not exist at revision {revision}")
-        if self.query.get("recursive", ["false"])[0].lower() not in ("true", "1"):
-            entries = {path: file for path, file in entries.items() if "/" not in path[len(prefix) :]}
-        self.reply([_tree_entry(path, file) for path, file in sorted(entries.items())])
+        is_deep = self.query.get("recursive", ["false"])[0].lower() in ("true", "1")
+        self.reply([entries[path] for path in sorted(entries) if is_deep or "/" not in path[len(prefix) :]])
 
     @_route("POST", API + "/(?P<ref>branch|tag)/(?P<name>[^/]+)")
     def create_ref(self, kind: str, repo_id: str, ref: str, name: str) -> None:

@@ -1,6 +1,7 @@
-"""The documents' tables are those of the result files; the checks of `make gpu-check` pass at tiny shapes, on any device."""
+"""The documents' tables are those of the result files; `make gpu-check` passes at tiny shapes; `make demo` (slow) runs."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,3 +25,15 @@ def test_the_gpu_checks_pass_at_tiny_shapes(tmp_path: Path) -> None:
     assert not caught.value.code, checks
     passed = {name for name, result in checks.items() if result["status"] == "passed"}
     assert {"training in float16", "text rows", "speed, voxtral"} <= passed
+
+
+@pytest.mark.slow
+def test_the_demo_runs(tmp_path: Path) -> None:
+    command = [sys.executable, bench.HERE / "demo.py", "--output_dir", tmp_path, "--minutes", "0.1"]
+    subprocess.run(command, check=True, capture_output=True)
+    report = json.loads((tmp_path / "report.json").read_text())
+    rates = report["word_error"]
+    assert rates["Whisper's own decoder"] < 0.1 < rates["fine-tuned, given the wrong recordings"]
+    assert rates["shipped adapter, fine-tuned"] < 0.5
+    assert report["question"]["answer"] and (tmp_path / "report.png").stat().st_size
+    assert (tmp_path / "adapter" / "model.safetensors").is_file()

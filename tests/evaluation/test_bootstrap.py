@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from audiollm.evaluation.bootstrap import Difference, interval, means, paired_test, ratio, resampled
+from audiollm.evaluation.bootstrap import Difference, interval, means, paired_test
 
 
 @pytest.fixture
@@ -16,12 +16,11 @@ def errors() -> np.ndarray:
 def test_the_interval_of_a_mean_is_that_of_theory() -> None:
     values = np.random.default_rng(1).normal(3.0, 2.0, 500)
     found = interval(means(values), samples=4000)
-    half = 1.96 * values.std(ddof=1) / np.sqrt(len(values))
     assert found.value == pytest.approx(values.mean())
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * values.std(ddof=1) / np.sqrt(500), rel=0.06)
 
 
-def test_a_corpus_is_resampled_as_a_corpus(errors) -> None:
+def test_a_corpus_is_resampled_as_a_corpus(errors, monkeypatch) -> None:
     """The mean of clips' own error rates is another figure."""
     found = interval(errors)
     mean_of_clips = (errors[:, 0] / errors[:, 1]).mean()
@@ -31,45 +30,29 @@ def test_a_corpus_is_resampled_as_a_corpus(errors) -> None:
         drawn = errors[rng.integers(0, len(errors), len(errors))]
         by_hand.append(drawn[:, 0].sum() / drawn[:, 1].sum())
     assert np.quantile(by_hand, [0.025, 0.975]) == pytest.approx([found.low, found.high], abs=0.003)
-    assert found.low < found.value < found.high
-    assert interval(errors, pooled=lambda sums: sums[..., 0]).value == errors[:, 0].sum()
-
-
-def test_a_seed_gives_the_same_and_samples_and_level_matter(errors, monkeypatch) -> None:
     assert interval(errors, seed=3) == interval(errors, seed=3) != interval(errors, seed=4)
-    narrow, wide = interval(errors, level=0.5), interval(errors, level=0.99)
-    assert wide.low < narrow.low < narrow.high < wide.high
     whole = interval(errors, samples=50)
     monkeypatch.setattr("audiollm.evaluation.bootstrap.MAX_BLOCK_VALUES", 1)
-    assert interval(errors, samples=50).low == pytest.approx(whole.low) and len(resampled(errors, samples=17)) == 17
+    assert interval(errors, samples=50).low == pytest.approx(whole.low)
 
 
 def test_one_item_and_items_without_a_word() -> None:
     assert interval(np.array([[1.0, 4.0]])).low == 0.25
     found = interval(np.array([[1.0, 2.0], [0.0, 0.0]]))
     assert (found.value, found.low, found.high) == (0.5, 0.5, 0.5)
-    assert np.isnan(ratio(np.array([0.0, 0.0])))
-    with pytest.raises(ValueError, match=r"\(0, 2\); expected one row or more"):
-        interval(np.zeros((0, 2)))
+    assert np.isnan(interval(np.zeros((2, 2))).low)
 
 
 def test_a_difference_is_found_where_there_is_one(errors) -> None:
-    worse = errors.copy()
+    """Also one that the two intervals do not show."""
+    worse, slightly = errors.copy(), errors.copy()
     worse[::3, 0] += 1
+    slightly[:12, 0] += 1
     found, other_way = paired_test(errors, worse), paired_test(worse, errors)
-    assert found.value == found.second - found.first > 0
-    assert found.low > 0 and found.p == 1 / 1001
+    assert found.value == found.second - found.first > 0 and found.low > 0 and found.p == 1 / 1001
     assert (other_way.value, other_way.p) == (pytest.approx(-found.value), found.p)
     assert paired_test(errors, errors) == Difference(*[interval(errors).value] * 2, 0.0, 0.0, 0.0, 1.0)
-    with pytest.raises(ValueError, match="expected the same items"):
-        paired_test(errors, errors[:5])
-
-
-def test_pairing_sees_what_two_intervals_do_not(errors) -> None:
-    worse = errors.copy()
-    worse[:12, 0] += 1
-    assert interval(errors).high > interval(worse).low
-    assert paired_test(errors, worse).p < 0.01
+    assert interval(errors).high > interval(slightly).low and paired_test(errors, slightly).p < 0.01
 
 
 def test_p_is_uniform_where_systems_do_not_differ() -> None:

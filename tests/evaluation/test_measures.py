@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 import sacrebleu
 from audiollm.evaluation import METRIC
-from audiollm.evaluation.measures import (
-    MEASURES,
-    Answer,
-    Convention,
-    air_bench_letter,
-    measure,
-)
+from audiollm.evaluation.measures import MEASURES, Answer, Convention, Measured, air_bench_letter, measure
 
 ENGLISH = (
     ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him.", ""],
@@ -29,12 +23,8 @@ JAPANESE = (
 )
 
 
-def answers_of(said: list[str], references: list[list[str]], **fields) -> list[Answer]:
-    return [Answer(str(place), text, right, **fields) for place, (text, right) in enumerate(zip(said, references))]
-
-
-def measured(name: str, answers: list[Answer], **convention):
-    return MEASURES[name](answers, Convention(**convention))
+def measured(name: str, *answers: Answer) -> Measured:
+    return MEASURES[name](answers, Convention())
 
 
 @pytest.mark.parametrize(
@@ -44,21 +34,18 @@ def test_bleu_is_sacrebleus(language, tokenizer, texts) -> None:
     said, right = texts
     metric = sacrebleu.BLEU(tokenize=tokenizer)
     expected = metric.corpus_score(said, [right]).score
-    found = measured("bleu", answers_of(said, [[text] for text in right]), language=language)
+    found = measure("bleu", said, right, Convention(language=language))
     assert found.value == pytest.approx(expected, abs=1e-11) and found.value > 0
     assert found.signature == str(metric.get_signature()) and f"tok:{tokenizer}" in found.signature
 
 
 def test_several_references_and_sentences_with_fewer() -> None:
     """Sums of sentences' counts make the corpus' figure; an answer without a reference does not count."""
-    said = [*ENGLISH[0], "left out"]
     references = [["The dog bit the man.", "The dog had bit the man."], ["It was not unexpected."]]
     references += [["The man bit him first.", "", "The man had bitten the dog."], ["Yes."], [""]]
-    found = measured("bleu", answers_of(said, references))
-    streams = [[each[k] if k < len(each) and each[k] else None for each in references[:4]] for k in range(3)]
-    streams[1][2], streams[2][2] = streams[2][2], None
-    expected = sacrebleu.corpus_bleu(said[:4], streams[:2])
-    assert found.value == pytest.approx(expected.score)
+    found = measure("bleu", [*ENGLISH[0], "left out"], references)
+    streams = [[each[0] for each in references[:4]], [references[0][1], None, references[2][2], None]]
+    assert found.value == pytest.approx(sacrebleu.corpus_bleu(ENGLISH[0], streams).score)
     assert (found.ids, found.dropped) == (["0", "1", "2", "3"], {"skipped_empty_reference": 1})
 
 
@@ -66,41 +53,34 @@ def test_rouge_is_that_of_its_readme() -> None:
     pair = ["The quick brown dog jumps on the log."], ["The quick brown fox jumps over the lazy dog"]
     assert measure("rouge1", *pair).value == pytest.approx(2 * (6 / 8) * (6 / 9) / (6 / 8 + 6 / 9))
     assert measure("rougeL", *pair).value == pytest.approx(2 * (5 / 8) * (5 / 9) / (5 / 8 + 5 / 9))
-    closest = measured("rouge1", answers_of(["a b", "c"], [["", "x", "a b"], [" "]]))
+    closest = measure("rouge1", ["a b", "c"], [["", "x", "a b"], [" "]])
     assert (closest.value, closest.ids, closest.dropped) == (1.0, ["0"], {"skipped_empty_reference": 1})
 
 
-def test_a_letter_is_read_as_in_air_bench() -> None:
+def test_choices_are_read_as_in_air_bench() -> None:
+    """Unreadable ones leave the denominator and are counted."""
     letters = {"A": "A", "B. a dog": "B", "\nC\n": "C", "The answer is D.": "D", "The answer is (D).": None, "a": None}
-    letters |= {"E": None, "": None, "None": None, "x": None, "Definitely not": "D", "Is it\nB.": "B"}
+    letters |= {"E": None, "": None, "None": None, "Definitely not": "D", "Is it\nB.": "B"}
     assert {text: air_bench_letter(text) for text in letters} == letters
-
-
-def test_unreadable_choices_leave_the_denominator_and_are_counted() -> None:
-    answers = answers_of(["A", "B.", "who knows", "C"], [["A"], ["(a)"], ["A"], [""]])
-    found, strict = measured("choice_accuracy", answers), measured("strict_choice_accuracy", answers)
+    pairs = ["A", "B.", "who knows", "C"], ["A", "(a)", "A", ""]
+    found, strict = measure("choice_accuracy", *pairs), measure("strict_choice_accuracy", *pairs)
     assert (found.value, strict.value) == (1 / 2, 1 / 3)
     assert found.dropped == {"skipped_empty_reference": 1, "unparsable": 1}
     assert found.items["1"] == {"chosen": "B", "right": False}
 
 
 def test_marks_are_averaged_over_orders_and_failures_counted() -> None:
-    def verdict(order: str, mark: float | None) -> dict:
-        return {"order": order, "scores": None if mark is None else {"reference": 9, "answer": mark}, "error": None}
+    def judged(*marks: float | None) -> Answer:
+        verdicts = [{"order": "x", "scores": mark and {"reference": 9, "answer": mark}} for mark in marks]
+        return Answer(str(marks), "x", verdicts=verdicts)
 
-    answers = [
-        Answer("a", "x", verdicts=[verdict("reference_first", 4), verdict("answer_first", 8)]),
-        Answer("b", "x", verdicts=[verdict("reference_first", None), verdict("answer_first", 3)]),
-        Answer("c", "x", verdicts=[verdict("reference_first", None)]),
-        Answer("d", ""),
-    ]
-    found = measured("judge_score", answers)
+    found = measured("judge_score", judged(4, 8), judged(None, 3), judged(None), judged())
     assert (found.value, found.unit) == (4.5, "points")
     assert found.dropped == {"unjudged": 2, "judge_failures": 2}
 
 
 def test_speech_heard_in_silence() -> None:
-    found = measured("no_speech_rate", answers_of(["", " ... ", "[music]", "Thank you.", "謝謝"], [[]] * 5))
+    found = measure("no_speech_rate", ["", " ... ", "[music]", "Thank you.", "謝謝"], [[]] * 5)
     assert found.value == 2 / 5 and found.items["3"]["heard_speech"]
 
 
@@ -111,8 +91,8 @@ def test_retention_is_equality_and_perplexity() -> None:
         {},
     ]
     answers = [Answer(str(place), "", extra=extra) for place, extra in enumerate(extras)]
-    assert measured("perplexity", answers).value == pytest.approx((4**3 * 64) ** (1 / 4))
-    found = measured("bitwise_equal", answers)
+    assert measured("perplexity", *answers).value == pytest.approx((4**3 * 64) ** (1 / 4))
+    found = measured("bitwise_equal", *answers)
     assert (found.value, found.dropped) == (0.5, {"not_compared": 1})
 
 
@@ -120,13 +100,16 @@ def test_texts_are_measured_without_a_run(monkeypatch) -> None:
     said = ["this is the prediction", "there is an other sample"]
     right = ["this is the reference", "there is another one"]
     assert measure("wer", said, right).value == 0.5
-    assert measure("cer", said, right, Convention("basic")).value == pytest.approx(0.34146341463414637)
     whitepaper = ["the whitepaper of Catherine"], ["The white paper, of Katherine."]
-    assert measure("wer", *whitepaper, Convention("none")).value == 4 / 5
-    assert measure("wer", *whitepaper, Convention("leaderboard")).value == 0
     chinese = ["今天 天气很好。"], ["今天天气好"]
-    assert measure("cer", *chinese, Convention("characters")).value == 1 / 5
-    assert measure("cer", *chinese, Convention("basic")).value == 2 / 5
+    for metric, pair, normaliser, value in (
+        ("cer", (said, right), "basic", 0.34146341463414637),
+        ("wer", whitepaper, "none", 4 / 5),
+        ("wer", whitepaper, "leaderboard", 0),
+        ("cer", chinese, "characters", 1 / 5),
+        ("cer", chinese, "basic", 2 / 5),
+    ):
+        assert measure(metric, *pair, Convention(normaliser)).value == value
     with pytest.raises(ValueError, match="1 references for 2 predictions"):
         measure("wer", said, right[:1])
     with pytest.raises(ValueError, match="whisper"):
@@ -139,7 +122,6 @@ def test_texts_are_measured_without_a_run(monkeypatch) -> None:
 @pytest.mark.parametrize("references", [["Der Hund sah die Katze."], [["Der Hund sah die Katze.", "Ein Hund"]]])
 def test_the_library_evaluate_takes_any_of_them(references) -> None:
     said = ["Der Hund sieht die Katze."]
-    metric = evaluate.load(METRIC, "bleu")
-    found = metric.compute(predictions=said, references=references, language="de")
+    found = evaluate.load(METRIC, "bleu").compute(predictions=said, references=references, language="de")
     assert found["bleu"] == measure("bleu", said, references, Convention(language="de")).value > 0
     assert "tok:13a" in found["signature"]

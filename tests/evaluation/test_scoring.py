@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from audiollm.evaluation.outputs import RunFolderError
 from audiollm.evaluation.score import main, score_run, score_table
 from audiollm.evaluation.tasks import group_tasks
 from evaluation_runs import items_of, row, scores_of, write_run
@@ -42,6 +41,9 @@ def test_everything_is_scored_or_counted(spoken) -> None:
     table = score_table(scores)
     assert all(told in table for told in ("the benchmark says so", "1 of 6 failed", "4 of 2 not answered yet"))
     items = items_of(spoken, "prompts")
+    path = spoken / "outputs" / "prompts" / "model.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])  # torn
+    assert score_run(spoken)["tasks"]["prompts"]["systems"]["model"]["counts"]["missing"] == 1
     assert list(items) == ["1", "2", "3", "4", "5", "6"]
     assert items["2"] == {
         **{"id": "2", "duration_s": 2.0, "reference": "Please hold the line.", "output": "please hold a line now"},
@@ -70,12 +72,8 @@ def test_a_convention_changes_without_the_model(spoken, capsys) -> None:
 def test_a_leaderboards_tasks_are_scored_as_it_does(tmp_path) -> None:
     """And averaged, unweighted; of some of its tasks, the average says which are missing."""
     members = group_tasks("open_asr")
-    outputs = {
-        task: {
-            "model": [row(f"{n}", "the white paper", "the whitepaper" if n else "a paper") for n in range(count)],
-        }
-        for count, task in enumerate(members, start=1)
-    }
+    rows = [row(f"{n}", "the white paper", "the whitepaper" if n else "a paper") for n in range(len(members))]
+    outputs = {task: {"model": rows[: number + 1]} for number, task in enumerate(members)}
     tasks = {task: {"group": "open_asr"} for task in members}
     scores = score_run(write_run(tmp_path / "whole", outputs, tasks))
     average = scores["averages"]["open_asr"]["model"]["word_error"]
@@ -107,21 +105,21 @@ def test_chunks_are_put_together_before_they_are_scored(tmp_path) -> None:
     assert (whole["output"], whole["duration_s"]) == ("good morning everybody", 6.0)
 
 
-def test_folders_that_cannot_be_scored_say_why(tmp_path) -> None:
-    def refused(folder: Path, message: str) -> None:
-        with pytest.raises(RunFolderError, match=message):
-            score_run(folder)
-
-    refused(tmp_path, r"has no run\.json; expected the --output_dir")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", r"has no run\.json; expected the --output_dir"),
+        ("empty", "no finished outputs"),
+        ("strange", r"holds other, which run\.json does not name"),
+        ("unknown", "no metric 'meteor'"),
+    ],
+)
+def test_folders_that_cannot_be_scored_say_why(spoken, tmp_path, name, message) -> None:
+    (spoken / "outputs" / "other").mkdir()
+    spoken.rename(tmp_path / "strange")
+    write_run(tmp_path / "empty", {"prompts": {}})
+    write_run(tmp_path / "unknown", {"prompts": {"model": SPOKEN}}, {"prompts": {"metrics": ["meteor"]}})
+    with pytest.raises(SystemExit, match=message):
+        main([str(tmp_path / name), "--samples", "5"])
     with pytest.raises(SystemExit, match="--samples is 0; expected 1 or more"):
         main([str(tmp_path), "--samples", "0"])
-    refused(write_run(tmp_path / "empty", {"prompts": {}}), "no finished outputs")
-    torn = write_run(tmp_path / "torn", {"prompts": {"model": SPOKEN}}, {"prompts": {"items": 6}})
-    path = torn / "outputs" / "prompts" / "model.jsonl"
-    path.write_bytes(path.read_bytes()[:-9])
-    assert score_run(torn)["tasks"]["prompts"]["systems"]["model"]["counts"]["missing"] == 1
-    (torn / "outputs" / "other").mkdir()
-    refused(torn, r"holds other, which run\.json does not name")
-    unknown = write_run(tmp_path / "unknown", {"prompts": {"model": SPOKEN}}, {"prompts": {"metrics": ["meteor"]}})
-    with pytest.raises(ValueError, match="no metric 'meteor'"):
-        score_run(unknown)

@@ -22,7 +22,6 @@ from audiollm.evaluation.systems import (
 )
 from audiollm.evaluation.tasks import Item, Task, find_task, tables
 from audiollm.inference.answering import answer, ask
-from audiollm.publishing.score_table import SYSTEMS as SYSTEM_TITLES
 from evaluation_runs import evaluate, rows_of
 from small_corpus import example_rows, write_recordings, write_rows
 from transformers import AutoModelForCausalLM
@@ -49,8 +48,8 @@ def task_of(items: list[Item], kind: str = "chat", language: str = "en") -> Task
 
 
 @pytest.fixture
-def builder(shared_model, tiny_processor, talking_whisper, tmp_path) -> SystemBuilder:
-    return SystemBuilder(shared_model, tiny_processor, talking_whisper, None, tmp_path, 4)
+def builder(shared_tiny_model, tiny_processor, talking_whisper, tmp_path) -> SystemBuilder:
+    return SystemBuilder(shared_tiny_model, tiny_processor, talking_whisper, None, tmp_path, 4)
 
 
 def answers_of(builder: SystemBuilder, items: list[Item], name: str, kind: str = "chat") -> list[Reply]:
@@ -69,18 +68,19 @@ def texts_of_base(model, processor, prompts: list[str]) -> list[str]:
     """Return what a language model by itself says to prompts, one by one."""
     said = []
     for prompt in prompts:
-        message = [{"role": "user", "content": prompt}]
-        text = processor.tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
-        ids = torch.tensor([processor.tokenizer(text, add_special_tokens=False)["input_ids"]])
-        output = model.generate(ids, max_new_tokens=TOKENS, do_sample=False)
-        said.append(processor.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True).strip())
+        inputs = processor.tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)
+        new = output[0, inputs["input_ids"].shape[1] :]
+        said.append(processor.tokenizer.decode(new, skip_special_tokens=True).strip())
     return said
 
 
-def test_the_model_and_its_control(builder, items, shared_model, tiny_processor) -> None:
+def test_the_model_and_its_control(builder, items, shared_tiny_model, tiny_processor) -> None:
     def said(recordings: list[list[np.ndarray]]) -> list[str]:
         asked = [ask(item.prompt, *played) for item, played in zip(items, recordings)]
-        return answer(shared_model, tiny_processor, asked, max_new_tokens=TOKENS)
+        return answer(shared_tiny_model, tiny_processor, asked, max_new_tokens=TOKENS)
 
     own = said([item.recordings for item in items])
     assert [one.text for one in answers_of(builder, items, "model")] == own
@@ -145,11 +145,9 @@ def test_text_retention_tells_the_untouched_from_the_trained(builder, trained, b
 @pytest.mark.parametrize(
     ("task", "system", "multilingual", "reason"),
     [
-        ("prompts", "whisper", False, None),
         ("fleurs:de_de", "model", False, None),
         ("fleurs:de_de", "whisper", False, "hears English only, and de is spoken"),
         ("fleurs:de_de", "whisper", True, None),
-        ("covost2:de_en", "whisper", False, "hears English only"),
         ("covost2:de_en", "cascade", False, "hears English only, and de is spoken"),
         ("covost2:de_en", "whisper", True, None),
         ("covost2:en_zh-CN", "cascade", False, None),
@@ -160,13 +158,11 @@ def test_text_retention_tells_the_untouched_from_the_trained(builder, trained, b
 )
 def test_what_cannot_answer_says_why(task, system, multilingual, reason) -> None:
     found = why_not(find_task(task), system, "the-whisper", multilingual, True)
-    assert (found is None) == (reason is None)
-    assert reason is None or reason in found
+    assert found is None if reason is None else reason in found
 
 
 def test_systems_are_chosen_by_kind_or_as_asked(items) -> None:
     assert set(DEFAULT_SYSTEMS) == set(tables()["kinds"])
-    assert {name for names in DEFAULT_SYSTEMS.values() for name in names} == set(SYSTEM_TITLES)
     german = index(task_of(items, "asr", "de"), None, None, None)
     chosen = choose_systems(german, (), "w", False)
     assert chosen.systems == ("model", "wrong_audio") and chosen.left_out.keys() == {"whisper"}
@@ -176,8 +172,7 @@ def test_systems_are_chosen_by_kind_or_as_asked(items) -> None:
         choose_systems(german, ("model", "whisper"), "w", False)
     task = task_of(items)
     assert "give --whisper" in why_not(task, "cascade", None, False, True)
-    assert all("no recordings" in why_not(task, system, "w", True, False) for system in ("wrong_audio", "cascade"))
-    assert why_not(task, "deaf", None, False, False) is None
+    assert "no recordings" in why_not(task, "wrong_audio", "w", True, False)
 
 
 @pytest.fixture
@@ -186,7 +181,7 @@ def generator(tiny_model, tiny_processor) -> Generator:
 
 
 def test_each_answer_ends_at_its_own_bound(generator) -> None:
-    """And is the beginning of what it would have been: nothing that is in the batch with it matters."""
+    """And does not depend on its batch; a question longer than the context has none, and spares the others."""
     generator.model.generation_config.eos_token_id = None  # it would talk for ever
     clips = [[noise(0.3, 1)], [noise(0.5, 2)], [noise(0.7, 3)]]
     asked = [ask("<audio>", *clip) for clip in clips]
@@ -198,12 +193,8 @@ def test_each_answer_ends_at_its_own_bound(generator) -> None:
         assert generator.answer([conversation], [clip], [bound]) == [found]
     generator.model.generation_config.eos_token_id = list(range(128))  # whatever it says first
     assert generator.answer(asked[:1], clips[:1], [5])[0].finish == "stop"
-
-
-def test_a_question_longer_than_the_context_is_no_answer_and_spares_the_others(generator) -> None:
     long, short = generator.answer([ask("x" * 2000), ask("x")], [[], []], [5, 5])
-    assert long.finish == "error" and "holds 1024" in long.error
-    assert short.text is not None
+    assert long.finish == "error" and "the model holds 1024" in long.error and short.text is not None
 
 
 def test_a_batch_too_large_for_the_memory_is_halved(capsys) -> None:
@@ -220,10 +211,10 @@ def test_a_batch_too_large_for_the_memory_is_halved(capsys) -> None:
     assert "A batch of 5 is too large for the memory; going on with 3." in capsys.readouterr().err
 
 
-def test_another_whisper_may_answer(checkpoint, tmp_path, talking_whisper) -> None:
+def test_another_whisper_may_answer(tiny_checkpoint, tmp_path, talking_whisper) -> None:
     options = ["--tasks", "unseen", "--limit", "2", "--systems", "whisper,cascade", "--max_new_tokens", "3"]
-    evaluate(checkpoint, tmp_path / "own", *options)
-    evaluate(checkpoint, tmp_path / "run", *options, "--whisper", talking_whisper)
+    evaluate(tiny_checkpoint, tmp_path / "own", *options)
+    evaluate(tiny_checkpoint, tmp_path / "run", *options, "--whisper", talking_whisper)
     for system in ("whisper", "cascade"):
         own, other = (rows_of(tmp_path / name, "unseen", system) for name in ("own", "run"))
         assert [row["output"] for row in own] != [row["output"] for row in other]
@@ -237,61 +228,50 @@ def test_another_whisper_may_answer(checkpoint, tmp_path, talking_whisper) -> No
     [
         ("--tasks unseeen --output_dir OUT", "no task 'unseeen'. Perhaps 'unseen'"),
         ("--tasks unseen", "--tasks needs --output_dir"),
-        ("--tasks unseen --output_dir OUT --audio_dir x", "--audio_dir is for your own data"),
         ("--tasks unseen --output_dir OUT --language de", "--language is for your own data"),
-        ("--tasks unseen --output_dir OUT --normaliser basic", "--normaliser is for your own data"),
         ("--tasks ami slue_ted --output_dir OUT --data x", "expected TASK=COPY for each"),
         ("--tasks unseen --output_dir OUT --systems magic", "there is no 'magic'"),
         ("--tasks unseen --output_dir OUT --judge_url ftp://x", "no http"),
         ("--tasks unseen --output_dir OUT --judge_url https://me:secret@host/v1", "no password"),
-        ("--tasks unseen --output_dir OUT --judge_url https://host/v1?key=1", "no password"),
         ("--tasks unseen --output_dir OUT --batch_size 0", "--batch_size is 0"),
         ("--tasks unseen --output_dir OUT --limit 1", "needs two different ones"),
         ("--output_dir OUT", "give --tasks"),
         ("--data_path a b", "your own data as one --data_path"),
         ("--data_path a --language gernan", "--language is 'gernan'"),
-        ("--data_path DATA --limit 1", "gives 1 clips of one recording"),
         ("--data_path /no/data.json", "/no/data.json"),
         ("--data_path DATA --audio_dir /no/folder", "'/no/folder' is not a folder"),
-        ("--data_path DATA --dtype int3", "invalid choice: 'int3'"),
+        ("--tasks unseen --output_dir OUT --model BASE", "says model_type 'llama'"),
+        ("--tasks unseen --output_dir OUT --model /", "is no AudioLLM checkpoint"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_the_model_is_loaded(options, message, tmp_path, capsys) -> None:
-    names = write_recordings(tmp_path, 2)
-    data = write_rows(tmp_path / "data.json", example_rows(names)[:2])
+def test_what_makes_no_sense_is_refused_before_the_model_is_loaded(
+    options, message, tiny_bases, tmp_path, capsys
+) -> None:
+    data = write_rows(tmp_path / "data.json", example_rows(write_recordings(tmp_path, 2))[:2])
     with pytest.raises(SystemExit) as caught:
-        main(["--model", "/no/model", *options.replace("OUT", str(tmp_path / "run")).replace("DATA", data).split()])
+        given = options.replace("OUT", str(tmp_path / "run")).replace("DATA", data).replace("BASE", tiny_bases[1])
+        main(["--model", "/no/model", *given.split()])
     said = " ".join(f"{caught.value.code} {capsys.readouterr().err}".split())
     assert caught.value.code != 0 and message in said and not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_is_no_checkpoint_is_named(tiny_bases, tmp_path) -> None:
-    for model, message in ((tiny_bases[1], "says model_type 'llama'"), (tmp_path, "is no AudioLLM checkpoint")):
-        with pytest.raises(SystemExit, match=message):
-            evaluate(model, tmp_path / "run", "--tasks", "unseen")
+def test_copies_are_given_to_their_tasks() -> None:
+    def copies(data: str, names: str) -> dict[str, str]:
+        return EvaluateArguments(model="m", tasks=[names], data_path=data.split(), output_dir=Path("x")).copies(
+            names.split()
+        )
+
+    assert copies("copy", "ami") == copies("ami=copy", "ami") == {"ami": "copy"} and copies("", "ami slue_ted") == {}
+    assert copies("slue_ted=x=y fleurs:de_de=z", "fleurs:de_de slue_ted") == {"slue_ted": "x=y", "fleurs:de_de": "z"}
 
 
-@pytest.mark.parametrize(
-    ("data", "names", "found"),
-    [
-        ([], ["ami", "slue_ted"], {}),
-        (["copy"], ["ami"], {"ami": "copy"}),
-        (["ami=copy"], ["ami"], {"ami": "copy"}),
-        (["slue_ted=x=y", "fleurs:de_de=z"], ["fleurs:de_de", "slue_ted"], {"slue_ted": "x=y", "fleurs:de_de": "z"}),
-    ],
-)
-def test_copies_are_given_to_their_tasks(data, names, found) -> None:
-    options = EvaluateArguments(model="m", tasks=names, data_path=data, output_dir=Path("x"))
-    assert options.copies(names) == found
-
-
-def test_a_revision_is_the_one_that_is_loaded(checkpoint, tiny_model, tmp_path, monkeypatch) -> None:
+def test_a_revision_is_the_one_that_is_loaded(tiny_checkpoint, tiny_model, tmp_path, monkeypatch) -> None:
     """Of a folder there is none, so that the Hub's cache has two."""
     repository = tmp_path / "hub" / "models--you--m"
     (repository / "refs").mkdir(parents=True)
     tiny_model.model.audio_boundary_embeds.data.mul_(2)
     for revision, commit in (("main", "0" * 40), ("first", "1" * 40)):
-        shutil.copytree(checkpoint, repository / "snapshots" / commit)
+        shutil.copytree(tiny_checkpoint, repository / "snapshots" / commit)
         (repository / "refs" / revision).write_text(commit)
     tiny_model.save_pretrained(repository / "snapshots" / commit)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)

@@ -18,7 +18,7 @@ from audiollm.evaluation.tasks import (
 )
 from audiollm.inference.transcribing import TRANSCRIBE_PROMPT
 from audiollm.processing import load_waveform
-from benchmark_copies import COPIES, EMBEDDED, ROWS, recordings, table, texts
+from benchmark_copies import COPIES, EMBEDDED, ROWS, recordings
 from evaluation_runs import evaluate, rows_of, scores_of
 
 PROMPTS = [row["text"] for row in recordings()]
@@ -110,21 +110,20 @@ def test_questions_are_those_of_the_benchmark(items) -> None:
     judges = {"air_bench_chat": "air_bench", "voicebench:commoneval": "voicebench_open"}
     judges["voicebench_sd_qa:usa"] = "voicebench_qa"
     assert {name: find_task(name).source["judge"] for name in judges} == judges
-
-
-def test_columns_of_the_leaderboard_may_have_other_names(tmp_path) -> None:
-    features = texts("id", "normalized_text")
-    table("voxpopuli_cleaned_aa", "test", features, lambda n, text: {"id": f"{n}", "normalized_text": text})(tmp_path)
-    found = list(find_task("voxpopuli").items(str(tmp_path)))
-    assert [item.references for item in found] == [[text] for text in PROMPTS]
-
-
-def test_chunks_know_their_call(items) -> None:
-    """Put together in the order of their indices, chunks are what their call's transcript says."""
-    found = sorted(items["earnings22"], key=lambda item: item.extra["chunk_index"])
-    assert {item.extra["session"] for item in found} == {"4469669"}
-    assert [item.extra["chunk_index"] for item in found] == [0, 1, 2]
-    assert len(load_waveform(found[0].recordings[0])) == len(load_waveform(recordings()[0]["audio"]))
+    chunks = sorted(items["earnings22"], key=lambda item: item.extra["chunk_index"])
+    assert [(item.extra["session"], item.extra["chunk_index"]) for item in chunks] == [
+        ("4469669", n) for n in range(3)
+    ]
+    assert len(load_waveform(chunks[0].recordings[0])) == len(load_waveform(recordings()[0]["audio"]))
+    _, grounding, two_answers = items["air_bench_foundation"]
+    assert grounding.recordings[0].endswith("Audio_Grounding_AudioGrounding/1.flac")
+    assert two_answers.prompt.endswith("C. None\nD. None") and set(two_answers.extra["choices"]) == {"A", "B"}
+    categories = [item.extra["category"] for item in items["air_bench_chat"]]
+    assert categories == ["speech", "sound", "speech_and_music"]
+    assert all(not item.recordings for item in (*items["text_retention"], *items["text_choice"]))
+    for item in items["text_choice"]:
+        assert all(f"\n{letter}. {text}" in item.prompt for letter, text in item.extra["choices"].items())
+    assert len(items["unseen"]) == 10 and items["unseen"][0].references == ["Ten of clubs."]
 
 
 @pytest.mark.parametrize(
@@ -132,13 +131,10 @@ def test_chunks_know_their_call(items) -> None:
     [
         ("fleurs:de_de", None, "de", "basic", "word_error", "13a"),
         ("fleurs:cmn_hans_cn", None, "zh", "characters", "character_error", "zh"),
-        ("fleurs:yue_hant_hk", None, "yue", "characters", "character_error", "zh"),
         ("fleurs:en_us", None, "en", "english", "word_error", "13a"),
         ("common_voice:ja", None, "ja", "characters", "character_error", "ja-mecab"),
-        ("common_voice:sv-SE", None, "sv", "basic", "word_error", "13a"),
         ("mls:polish", None, "pl", "basic", "word_error", "13a"),
         ("covost2:en_sv-SE", "en", "sv", "basic", "bleu", "13a"),
-        ("covost2:en_ja", "en", "ja", "characters", "bleu", "ja-mecab"),
         ("covost2:zh-CN_en", "zh", "en", "english", "bleu", "13a"),
         ("fleurs_translation:en_us-cmn_hans_cn", "en", "zh", "characters", "bleu", "zh"),
     ],
@@ -149,14 +145,6 @@ def test_languages_decide_how_answers_are_scored(name, spoken, language, normali
     assert (task.language, task.normaliser, task.metrics) == (language, normaliser, (metric,))
     assert task.source.get("source_language") == spoken
     assert bleu_metric(Convention(language=task.language)).tokenizer.signature().startswith(tokenizer)
-
-
-def test_air_bench_finds_flac_and_takes_fewer_answers(items) -> None:
-    _, grounding, two_answers = items["air_bench_foundation"]
-    assert grounding.recordings[0].endswith("Audio_Grounding_AudioGrounding/1.flac")
-    assert two_answers.prompt.endswith("C. None\nD. None") and set(two_answers.extra["choices"]) == {"A", "B"}
-    categories = [item.extra["category"] for item in items["air_bench_chat"]]
-    assert categories == ["speech", "sound", "speech_and_music"]
 
 
 def test_recordings_without_speech(items) -> None:
@@ -173,17 +161,6 @@ def test_recordings_without_speech(items) -> None:
     assert {item.extra["category"] for item in made} >= {"silence", "white noise", "brown noise", "hum", "clicks"}
     found = [(item.id, item.extra["category"]) for item in items["no_speech"]]
     assert found == [(f"office/{number}.wav", "office") for number in range(3)]
-
-
-def test_texts_written_choices_and_embedded_speech(items) -> None:
-    assert all(not item.recordings for item in (*items["text_retention"], *items["text_choice"]))
-    letters = [item.references[0] for item in items["text_choice"]]
-    assert all(letters.count(letter) == len(letters) // 4 for letter in "ABCD")
-    for item in items["text_choice"]:
-        assert all(f"\n{letter}. {text}" in item.prompt for letter, text in item.extra["choices"].items())
-    assert {item.extra["category"] for item in items["text_retention"]} >= {"prose", "code", "languages"}
-    assert len(items["unseen"]) == 10 and items["unseen"][0].references == ["Ten of clubs."]
-    assert items["prompts"][0].extra["duration_s"] > 0
 
 
 def test_names_stand_for_tasks() -> None:
@@ -205,10 +182,8 @@ def test_names_stand_for_tasks() -> None:
     ("name", "hint"),
     [
         ("librispeech_claen", "Perhaps 'librispeech_clean'"),
-        ("libri", "Perhaps 'librispeech_clean' or 'librispeech_other'"),
         ("fleurs", "comes in en_us, "),
         ("fleurs:xx", "no config 'xx'"),
-        ("covost2:en_fr", "no config 'en_fr'"),
         ("prompts:de", "has no configs"),
         ("nonsense", "There are: prompts"),
     ],
@@ -243,10 +218,10 @@ LEFT_OUT = {
 
 
 @pytest.mark.parametrize("tasks", [SOME, pytest.param((*COPIES, *EMBEDDED), marks=pytest.mark.slow)])
-def test_every_system_that_can_answers_tasks_of_every_kind(checkpoint, copies, tmp_path, capsys, tasks) -> None:
+def test_every_system_that_can_answers_tasks_of_every_kind(tiny_checkpoint, copies, tmp_path, capsys, tasks) -> None:
     given = [f"{task}={copies[task]}" for task in tasks if task in copies]
     common = ("--tasks", ",".join(tasks), "--data", *given, "--limit", LIMIT, "--max_new_tokens", 3)
-    evaluate(checkpoint, tmp_path, *common)
+    evaluate(tiny_checkpoint, tmp_path, *common)
     printed = capsys.readouterr().out
     record = json.loads((tmp_path / "run.json").read_text())["tasks"]
     for task in tasks:

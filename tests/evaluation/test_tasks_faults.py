@@ -112,21 +112,22 @@ def test_another_language_is_not_taken_for_the_one_asked_for(tmp_path, name, pla
         read(name, tmp_path / place)
 
 
-def test_one_file_is_a_copy(tmp_path) -> None:
+def test_one_file_is_a_copy_and_columns_may_have_other_names(tmp_path) -> None:
     leaderboard("ami_cleaned")(tmp_path)
-    common_voice(tmp_path)
-    parquet = tmp_path / "ami_cleaned" / "test-00000-of-00001.parquet"
-    assert len(read("ami", parquet)) == 4
+    assert len(read("ami", tmp_path / "ami_cleaned" / "test-00000-of-00001.parquet")) == 4
     meta = air_bench(tmp_path / "air") / "Chat" / "Chat_meta.json"
     assert len(read("air_bench_chat", meta)) == len(read("air_bench_chat", meta.parent)) == 3
 
+    for name, config, column, file in (
+        ("voxpopuli", "voxpopuli_cleaned_aa", "normalized_text", None),
+        ("common_voice:ja", "ja", "sentence", "ja/test/0.parquet"),  # as it was on the Hub
+    ):
 
-def test_common_voice_as_the_hub_had_it(tmp_path) -> None:
-    def row(number: int, text: str) -> dict:
-        return {"client_id": "c", "path": f"{number}.ogg", "sentence": text, "locale": "ja"}
+        def row(number: int, text: str, column: str = column) -> dict:
+            return {"id": f"{number}", "path": f"{number}.ogg", column: text}
 
-    table("ja", "test", texts("client_id", "path", "sentence", "locale"), row, "ja/test/0.parquet")(tmp_path)
-    assert [item.references for item in read("common_voice:ja", tmp_path)] == [[each["text"]] for each in recordings()]
+        table(config, "test", texts("id", "path", "client_id", "locale", column), row, file)(tmp_path / column)
+        assert [item.references for item in read(name, tmp_path / column)] == [[one["text"]] for one in recordings()]
 
 
 @pytest.mark.parametrize("form", ["tree", "archive"])

@@ -30,16 +30,11 @@ def seen(name, data=None):
     return [(i.id, i.prompt, i.references, i.extra, [len(load_waveform(each)) for each in i.recordings]) for i in items]
 
 for name, hub in {"ami": "hf-audio/open-asr-leaderboard", "voicebench_sd_qa:usa": "hlt-lab/voicebench",
-                  "air_bench_foundation": "qyang1021/AIR-Bench-Dataset"}.items():
+                  "air_bench_foundation": "qyang1021/AIR-Bench-Dataset", "earnings22": "ArtificialAnalysis/"}.items():
     copy = COPIES[name](folder / name.replace(":", "-"))
-    upload(copy, hub)
+    for part in sorted(copy.iterdir()) if hub.endswith("/") else [copy]:
+        upload(part, hub + part.name if hub.endswith("/") else hub)
     assert seen(name) == seen(name, str(copy)), name
-
-copy = COPIES["earnings22"](folder / "earnings22")
-for part in sorted(copy.iterdir()):
-    upload(part, f"ArtificialAnalysis/{part.name}")
-assert seen("earnings22") == seen("earnings22", str(copy))
-
 assert seen("air_bench_chat") == seen("air_bench_chat", str(folder / "air_bench_foundation"))
 try:
     seen("spgispeech")

@@ -6,30 +6,26 @@ from pathlib import Path
 import jiwer
 import pytest
 from audiollm.corpora.normalisers import has_words
-from audiollm.evaluation import normalize_english, score_word_error
-from audiollm.evaluation.leaderboard import join_acronyms, normalize_leaderboard
-from audiollm.evaluation.word_error import word_errors
+from audiollm.evaluation import score_word_error
+from audiollm.evaluation.word_error import join_acronyms, normalize_leaderboard, word_errors
 
 #: Pairs of prompt and transcript with the leaderboard's normalised texts and counts, as its own code made them.
 PAIRS_FILE = Path(__file__).parent / "leaderboard" / "pairs.json"
 
 
 @pytest.mark.parametrize(
-    ("reference", "hypothesis", "substitutions", "deletions", "insertions", "words"),
+    ("reference", "hypothesis", "counts"),
     [
-        ("the cat sat", "the hat sat", 1, 0, 0, 3),
-        ("the cat sat", "", 0, 3, 0, 3),
-        ("yes", "no no no", 1, 0, 2, 1),
-        ("a b c d", "b c x d e", 0, 1, 2, 4),
-        ("The cat, sat!", "the CAT sat.", 0, 0, 0, 3),
-        ("I'm twenty one", "I am 21", 0, 0, 0, 3),
+        ("the cat sat", "the hat sat", (1, 0, 0, 3)),
+        ("the cat sat", "", (0, 3, 0, 3)),
+        ("a b c d", "b c x d e", (0, 1, 2, 4)),
+        ("I'm twenty one, Sir!", "I am 21 sir", (0, 0, 0, 4)),
     ],
 )
-def test_counts_by_hand(reference, hypothesis, substitutions, deletions, insertions, words) -> None:
+def test_counts_by_hand(reference, hypothesis, counts) -> None:
     score = score_word_error([reference], [hypothesis])
-    assert (score.substitutions, score.deletions, score.insertions) == (substitutions, deletions, insertions)
-    assert score.reference_words == words
-    assert score.word_error == pytest.approx((substitutions + deletions + insertions) / words)
+    assert (score.substitutions, score.deletions, score.insertions, score.reference_words) == counts
+    assert score.word_error == pytest.approx(sum(counts[:3]) / counts[3])
 
 
 def test_a_corpus_is_scored_by_words_not_by_clips() -> None:
@@ -37,8 +33,7 @@ def test_a_corpus_is_scored_by_words_not_by_clips() -> None:
     references = ["press the star key", "goodbye", "please hold the line"]
     hypotheses = ["press the star key", "hello", "please hold a line now"]
     score = score_word_error([*references, "...", "[noise]", ""], [*hypotheses, "a", "b", "c"])
-    normalised = [[normalize_english(text) for text in texts] for texts in (references, hypotheses)]
-    assert score.word_error == pytest.approx(jiwer.wer(*normalised)) == pytest.approx(3 / 9)
+    assert score.word_error == pytest.approx(jiwer.wer(references, hypotheses)) == pytest.approx(3 / 9)
     counts = {"substitutions": 2, "deletions": 0, "insertions": 1, "reference_words": 9, "clips": 3, "skipped": 3}
     assert score.to_dict() == {"word_error": score.word_error, **counts}
     with pytest.raises(ValueError, match="2 references but 1 hypotheses"):

@@ -1,4 +1,4 @@
-"""Records of runs, and the files that lie beside the checkpoints of real people."""
+"""The record of a run, and changes to a checkpoint's JSON."""
 
 import json
 from pathlib import Path
@@ -18,12 +18,6 @@ RUN = {
     "versions": {"python": "3.11", "torch": "2.13.0"},
     "audiollm": {"version": "0.1.0", "commit": "c0ffee"},
 }
-#: What a run and its user leave beside a checkpoint.
-STRAYS = (
-    *("training_args.bin", "optimizer.pt", "rng_state.pth", "trainer_state.json", "stage.json", ".env", "token"),
-    *("notes.txt", "run.log", "scratch.py", "other.safetensors", "checkpoint-3/model.safetensors"),
-    *("checkpoint-3/optimizer.pt", "runs/events.out.tfevents.1", ".git/config", ".cache/x", "__pycache__/x.pyc"),
-)
 
 
 def change_json(path: Path, **fields: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 from audiollm.publishing.record import add_run
-from checkpoint_folders import RUN, STRAYS, change_json
+from checkpoint_folders import RUN, change_json
 
 
 @pytest.fixture(scope="session")
@@ -26,15 +26,6 @@ def checkpoint(saved: Path, tmp_path: Path) -> Path:
     shutil.copytree(saved, folder)
     change_json(folder / "config.json", audio_model_id="org/whisper-x", text_model_id="org/llama-x")
     return folder
-
-
-@pytest.fixture
-def strays(checkpoint: Path) -> tuple[str, ...]:
-    """Files beside the checkpoint that do not belong to it."""
-    for name in STRAYS:
-        (checkpoint / name).parent.mkdir(parents=True, exist_ok=True)
-        (checkpoint / name).write_bytes(b"x")
-    return STRAYS
 
 
 @pytest.fixture
