@@ -78,11 +78,9 @@ MERGED_NOTE = (
 )
 UNMERGED_NOTE = "This checkpoint has no LoRA: the language model is the base model's, in text-only requests as well."
 
-#: How llama.cpp's markers of a recording begin and end; between them may be letters that change with every start.
-LLAMA_CPP_MARKER = ("<__media", "__>")
-
 #: Puts the boundary tokens around each recording, whichever engine says where it is, and hands the base's own template
-#: plain strings. Engines tell by the loop over the content that parts are welcome.
+#: plain strings. Engines tell by the loop over the content that parts are welcome. A marker of llama.cpp has letters
+#: between `<__media` and `__>` that change with every start.
 TEMPLATE_PREAMBLE = """\
 {%- set audiollm = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -92,20 +90,21 @@ TEMPLATE_PREAMBLE = """\
 {%- elif message['content'] -%}
 {%- for content in message['content'] -%}
 {%- if content['type'] in ['audio', 'input_audio', 'audio_url'] -%}
-{%- set turn.text = turn.text + 'AUDIO' -%}
+{%- set turn.text = turn.text + '<|audio|>' -%}
 {%- else -%}
 {%- set turn.text = turn.text + content['text'] -%}
 {%- endif -%}
 {%- endfor -%}
 {%- endif -%}
-{%- if 'AUDIO' in turn.text -%}
-{%- set turn.text = turn.text.replace('BEGINAUDIOEND', 'AUDIO').replace('AUDIO', 'BEGINAUDIOEND') -%}
-{%- elif 'MARKER_START' in turn.text and 'BEGINMARKER_START' not in turn.text -%}
-{%- set turn.pieces = turn.text.split('MARKER_START') -%}
+{%- if '<|audio|>' in turn.text -%}
+{%- set turn.text = turn.text.replace('<audio><|audio|></audio>', '<|audio|>') -%}
+{%- set turn.text = turn.text.replace('<|audio|>', '<audio><|audio|></audio>') -%}
+{%- elif '<__media' in turn.text and '<audio><__media' not in turn.text -%}
+{%- set turn.pieces = turn.text.split('<__media') -%}
 {%- set turn.text = turn.pieces[0] -%}
 {%- for piece in turn.pieces[1:] -%}
-{%- set name = piece.split('MARKER_END', 1) -%}
-{%- set turn.text = turn.text + 'BEGINMARKER_START' + name[0] + 'MARKER_ENDEND' + name[1] -%}
+{%- set name = piece.split('__>', 1) -%}
+{%- set turn.text = turn.text + '<audio><__media' + name[0] + '__></audio>' + name[1] -%}
 {%- endfor -%}
 {%- endif -%}
 {%- if turn.text -%}
@@ -301,20 +300,6 @@ def processor_config(config: AudioLlmConfig) -> dict[str, Any]:
     }
 
 
-def chat_template(own: str) -> str:
-    """Return the base's own chat template, after a preamble that puts `<audio>` and `</audio>` around each recording."""
-    filled = TEMPLATE_PREAMBLE
-    for name, value in (
-        ("MARKER_START", LLAMA_CPP_MARKER[0]),
-        ("MARKER_END", LLAMA_CPP_MARKER[1]),
-        ("BEGIN", AUDIO_BEGIN_TOKEN),
-        ("AUDIO", ULTRAVOX_AUDIO_TOKEN),
-        ("END", AUDIO_END_TOKEN),
-    ):
-        filled = filled.replace(name, value)
-    return filled + own
-
-
 def tokenizer_files(processor: AudioLlmProcessor) -> dict[str, dict[str, Any]]:
     """
     Return `tokenizer.json` and `tokenizer_config.json`, the slot named as Ultravox names it.
@@ -341,6 +326,6 @@ def tokenizer_files(processor: AudioLlmProcessor) -> dict[str, dict[str, Any]]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": tokenizer.model_max_length,
         "padding_side": "left",
-        "chat_template": chat_template(template),
+        "chat_template": TEMPLATE_PREAMBLE + template,
     }
     return {"tokenizer.json": serialised, "tokenizer_config.json": config}

@@ -82,12 +82,12 @@ def check_file(path: Path, name: str) -> None:
         raise AudioError(f"{name}: the file is empty (0 bytes).")
 
 
-def header_seconds(path: str | os.PathLike[str]) -> float | None:
-    """Return the length in a file's header; None where libsndfile does not read it, or there is none."""
-    if not os.path.isfile(path):  # opening a pipe would block
+def header_seconds(file: Any) -> float | None:
+    """Return the length in the header of a path or binary file; None where libsndfile does not read it, or there is none."""
+    if isinstance(file, (str, os.PathLike)) and not os.path.isfile(file):  # opening a pipe would block
         return None
     try:
-        info = soundfile.info(path)
+        info = soundfile.info(file)
     except (soundfile.LibsndfileError, OSError):
         return None
     return None if info.frames == UNKNOWN_FRAMES or not info.samplerate else info.frames / info.samplerate
