@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlparse
@@ -144,6 +144,8 @@ class OutputArguments(LoadingArguments):
 
     #: Ending of what is kept of a recording until it is done.
     PARTIAL_ENDING: ClassVar = ""
+    #: Endings of the files that are written for each recording.
+    endings: Sequence[str] = field(default=(), init=False)
 
     output_dir: str | None = option(None, "Folder for what is written. By default it is printed, and nothing is kept.")
     overwrite: bool = option(False, "Write over files that are there already.")
@@ -153,11 +155,6 @@ class OutputArguments(LoadingArguments):
         super().__post_init__()
         if self.overwrite and self.output_dir is None:
             raise ValueError("--overwrite is about files; give --output_dir with it.")
-
-    @property
-    def endings(self) -> Sequence[str]:
-        """Endings of the files that are written for each recording."""
-        raise NotImplementedError
 
 
 def is_loopback(host: str) -> bool:
