@@ -105,15 +105,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(session, clip, monkeypatch, ca
     assert session.report.reused_tokens > 0
 
 
-def test_piped_it_prints_answers_alone(checkpoint, clip, tiny_model, tiny_processor, monkeypatch, capsys) -> None:
-    call = ["--model", str(checkpoint), "--max_new_tokens"]
+def test_piped_it_prints_answers_alone(checkpoint, clip, tiny_model, tiny_processor, monkeypatch, run) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"/audio '{clip}'\nWhat is said?\n/quit\n"))
-    main([*call, "6", "--system", "Be brief."])
+    printed = run(main, "--model", checkpoint, "--max_new_tokens", "6", "--system", "Be brief.")
     asked = ask("What is said?", clip, system="Be brief.")
-    printed = capsys.readouterr()
     assert printed.out == f"{answer(tiny_model, tiny_processor, [asked], max_new_tokens=6)[0]}\n"
     assert GREETING not in printed.err
     monkeypatch.setattr(sys, "stdin", io.StringIO("/oops\nHello?\n"))
-    with pytest.raises(SystemExit) as caught:
-        main([*call, "2"])
-    assert caught.value.code == 1 and "There is no /oops" in capsys.readouterr().err
+    assert "There is no /oops" in run(main, "--model", checkpoint, "--max_new_tokens", "2", code=1).err

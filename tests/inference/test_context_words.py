@@ -75,7 +75,7 @@ def test_lists_texts_and_files_are_read(tmp_path) -> None:
 # ------------------------------------------------------------------------------------------ through what people use
 
 
-def test_command_and_python_favour_them(tiny_bases, tiny_processor, tmp_path, capsys) -> None:
+def test_command_and_python_favour_them(tiny_bases, tiny_processor, tmp_path, run) -> None:
     recording = tmp_path / "noise.wav"
     soundfile.write(recording, noise(1), RATE, subtype="FLOAT")
     model = hearing_model(tiny_bases, tiny_processor)
@@ -90,9 +90,6 @@ def test_command_and_python_favour_them(tiny_bases, tiny_processor, tmp_path, ca
             loaded.transcribe(recording, **wrong)
     for part in (model, tiny_processor):
         part.save_pretrained(tmp_path / "pieces")
-    call = [str(recording), "--model", str(tmp_path / "pieces"), "--max_new_tokens", "6", "--no_progress"]
-    main([*call, "--voice_activity", "off", "--context", "Ok, Xy"])
-    assert capsys.readouterr().out == f"{favoured}\n"
-    with pytest.raises(SystemExit):
-        main([*call, "--context", "nmaes.txt"])
-    assert "nmaes.txt is not there" in capsys.readouterr().err
+    call = [recording, "--model", tmp_path / "pieces", "--max_new_tokens", "6", "--no_progress"]
+    assert run(main, *call, "--voice_activity", "off", "--context", "Ok, Xy").out == f"{favoured}\n"
+    assert "nmaes.txt is not there" in run(main, *call, "--context", "nmaes.txt", code=2).err

@@ -160,16 +160,13 @@ def test_the_folder_holds_data_alone_and_names_no_place(exported, checkpoint, ti
     assert len({(exported / name).stat().st_mode for name in files}) == 1
 
 
-def test_what_is_lost_is_said_and_precision_is_as_asked(
-    checkpoint, tiny_bases, tiny_processor, tmp_path, capsys
-) -> None:
+def test_what_is_lost_is_said_and_precision_is_as_asked(checkpoint, tiny_bases, tiny_processor, tmp_path, run) -> None:
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=0)
     for part in (model, tiny_processor):
         part.save_pretrained(tmp_path / "without_lora")
     for folder, note in ((checkpoint, MERGED_NOTE), (tmp_path / "without_lora", UNMERGED_NOTE)):
         output = tmp_path / note.split()[0]
-        main(["--model", str(folder), "--output", str(output), "--dtype", "bfloat16"])
-        printed = capsys.readouterr()
+        printed = run(main, "--model", folder, "--output", output, "--dtype", "bfloat16")
         assert printed.out == f"{output}\n"
         assert note in printed.err and "Writing 0.00 GB" in printed.err
         assert note in (output / "README.md").read_text()
@@ -291,17 +288,16 @@ def test_a_processor_that_is_not_the_models_is_refused(tiny_bases, tiny_model) -
             check_processor(tiny_model.config, processor)
 
 
-def test_what_goes_wrong_is_said_and_nothing_is_written(checkpoint, tmp_path, monkeypatch, capsys) -> None:
+def test_what_goes_wrong_is_said_and_nothing_is_written(checkpoint, tmp_path, monkeypatch, run) -> None:
     used, new = tmp_path / "used", tmp_path / "new"
     used.mkdir()
     (used / "file.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
 
     def fails(*arguments: object, code: int = 2) -> str:
-        with pytest.raises(SystemExit) as caught:
-            main(["--model", str(checkpoint), *map(str, arguments)])
-        assert caught.value.code == code and sorted(tmp_path.rglob("*")) == before
-        return capsys.readouterr().err
+        printed = run(main, "--model", checkpoint, *arguments, code=code)
+        assert sorted(tmp_path.rglob("*")) == before
+        return printed.err
 
     assert "has files in it already" in fails("--output", used)
     assert "is a file" in fails("--output", used / "file.txt")

@@ -32,7 +32,7 @@ class Terminal(io.StringIO):
         return super().write(text)
 
 
-def test_it_prints_the_models_answer(checkpoint, clips, tiny_model, tiny_processor, capsys) -> None:
+def test_it_prints_the_models_answer(checkpoint, clips, tiny_model, tiny_processor, run) -> None:
     two = "Is <audio> like <audio>?"
     for words, conversation, tokens in (
         (["--audio", *clips[:2], "--prompt", two, "--max_new_tokens", "12"], ask(two, *clips[:2]), 12),
@@ -40,14 +40,13 @@ def test_it_prints_the_models_answer(checkpoint, clips, tiny_model, tiny_process
         (["--audio", clips[0], "--prompt", "", "--max_new_tokens", "8"], ask(None, clips[0]), 8),
         (["--prompt", "Hi?", "--max_new_tokens", "3", "--system", "Be brief."], ask("Hi?", system="Be brief."), 3),
     ):
-        assert main(["--model", str(checkpoint), *words]) is None
-        printed = capsys.readouterr()
+        printed = run(main, "--model", checkpoint, *words)
         expected = answer(tiny_model, tiny_processor, [conversation], max_new_tokens=tokens)[0]
         assert printed.out == f"{expected}\n" and expected
     assert "The answer was cut at 3 tokens; --max_new_tokens sets another bound." in printed.err
 
 
-def test_on_a_terminal_the_answer_comes_in_pieces_and_ctrl_c_ends_it(checkpoint, clips, monkeypatch) -> None:
+def test_on_a_terminal_the_answer_comes_in_pieces_and_ctrl_c_ends_it(checkpoint, clips, monkeypatch, run) -> None:
     command = ["--model", str(checkpoint), "--audio", clips[0], "--max_new_tokens"]
     streamed, whole, stopped = Terminal(), Terminal(), Terminal(interrupt_after=3)
     for terminal, options in ((streamed, ["12"]), (whole, ["12", "--no_stream"])):
@@ -56,16 +55,14 @@ def test_on_a_terminal_the_answer_comes_in_pieces_and_ctrl_c_ends_it(checkpoint,
     assert streamed.getvalue() == whole.getvalue() != "\n"
     assert len(streamed.pieces) > 5 and len(whole.pieces) == 2
     monkeypatch.setattr(sys, "stdout", stopped)
-    with pytest.raises(SystemExit) as caught:
-        main([*command, "900"])
-    assert caught.value.code == 130
+    run(main, *command, "900", code=130)
     assert stopped.getvalue().endswith("\n") and len(stopped.pieces) < 30
 
 
-def test_draws_depend_on_seed_temperature_and_top_p(checkpoint, capsys) -> None:
+def test_draws_depend_on_seed_temperature_and_top_p(checkpoint, run) -> None:
     def drawn(temperature: str, *extra: str) -> str:
-        main([*f"--model {checkpoint} --prompt Hi --max_new_tokens 16 --temperature {temperature}".split(), *extra])
-        return capsys.readouterr().out
+        words = ["--prompt", "Hi", "--max_new_tokens", "16", "--temperature", temperature]
+        return run(main, "--model", checkpoint, *words, *extra).out
 
     greedy, one = drawn("0"), drawn("1", "--seed", "1")
     assert len({greedy, one, drawn("1", "--seed", "2"), drawn("9", "--seed", "1")}) == 4
@@ -88,20 +85,17 @@ def test_draws_depend_on_seed_temperature_and_top_p(checkpoint, capsys) -> None:
     ],
 )
 def test_what_is_wrong_is_named_before_the_model_is_loaded(
-    extra, message, tiny_model, tiny_processor, tmp_path, capsys
+    extra, message, tiny_model, tiny_processor, tmp_path, run
 ) -> None:
     tiny_processor.save_pretrained(tmp_path / "no_weights")
     tiny_model.config.save_pretrained(tmp_path / "no_weights")
     (tmp_path / "bad.wav").write_bytes(b"this is not sound")
     words = extra.replace("BAD", str(tmp_path / "bad.wav")).split()
-    with pytest.raises(SystemExit) as caught:
-        main(["--model", str(tmp_path / "no_weights"), *words])
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    assert message in run(main, "--model", tmp_path / "no_weights", *words, code=2).err
 
 
 @pytest.mark.parametrize("after_tokens", [0, 4])
-def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypatch, capsys) -> None:
+def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypatch, run) -> None:
     """In the middle of an answer: what there is of it, and what would take less, instead of a traceback."""
 
     def session_that_runs_out(model, *arguments, **options) -> Session:
@@ -118,7 +112,6 @@ def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypat
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(generate, "Session", session_that_runs_out)
-    with pytest.raises(SystemExit):
-        main(["--model", str(checkpoint), "--audio", clips[0], "--max_new_tokens", "20"])
-    assert re.search(f"Memory ran out after {after_tokens} tokens.*--load_in_8bit", capsys.readouterr().err)
+    printed = run(main, "--model", checkpoint, "--audio", clips[0], "--max_new_tokens", "20", code=1)
+    assert re.search(f"Memory ran out after {after_tokens} tokens.*--load_in_8bit", printed.err)
     assert bool(terminal.getvalue().strip()) == bool(after_tokens)

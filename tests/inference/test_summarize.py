@@ -29,23 +29,13 @@ def pair(tiny_bases, tmp_path_factory) -> tuple:
     return randomise_trainables(model).eval(), AudioLlmProcessor.from_audio_text_pretrained(tiny_bases[0], text)
 
 
-@pytest.fixture(scope="module")
-def summarize(pair, tmp_path_factory):
-    """Return what runs the command, which has to end with the status `code`."""
-    folder = str(tmp_path_factory.mktemp("pair"))
+@pytest.fixture
+def summarize(run, pair, tmp_path):
+    """Return what runs the command, which has to end with the status `code`, and gives what it has printed."""
     for part in pair:
-        part.save_pretrained(folder)
-    options = ["--model", folder, "--prompt", QUESTION, "--join_prompt", JOIN, "--max_new_tokens", "8"]
-
-    def run(*arguments: object, code: int = 0) -> None:
-        status = 0
-        try:
-            main([*options, "--no_progress", *map(str, arguments)])
-        except SystemExit as ended:
-            status = ended.code
-        assert status == code
-
-    return run
+        part.save_pretrained(tmp_path / "pair")
+    options = ["--model", tmp_path / "pair", "--prompt", QUESTION, "--join_prompt", JOIN, "--max_new_tokens", "8"]
+    return lambda *words, code=0: run(main, *options, "--no_progress", *words, code=code)
 
 
 @pytest.fixture(scope="module")
@@ -125,27 +115,24 @@ def test_rounds_go_on_until_it_fits(pair, long_recording) -> None:
     assert whole.text == whole.rounds[-1][0].text
 
 
-def test_silence_is_told_and_not_asked_about(summarize, tmp_path, capsys) -> None:
+def test_silence_is_told_and_not_asked_about(summarize, tmp_path) -> None:
     clip = prompts(1)[0][:RATE]
     soundfile.write(tmp_path / "gap.wav", np.concatenate([clip, silence(9 - len(clip) / RATE)]), RATE)
     soundfile.write(tmp_path / "quiet.wav", silence(2), RATE)
-    summarize(tmp_path / "gap.wav", "--part_seconds", "2")
-    printed = capsys.readouterr()
+    printed = summarize(tmp_path / "gap.wav", "--part_seconds", "2")
     assert printed.out.strip() and "silent, and not asked about: " in printed.err
-    summarize(tmp_path / "quiet.wav")
-    assert capsys.readouterr().out == "\n"
+    assert summarize(tmp_path / "quiet.wav").out == "\n"
 
 
-def test_what_does_not_fit_is_said(pair, checkpoint, summarize, long_recording, tmp_path, capsys) -> None:
+def test_what_does_not_fit_is_said(pair, run, checkpoint, summarize, long_recording, tmp_path) -> None:
     for options, message in (
         ({"max_new_tokens": 400}, r"smaller bound on new tokens: at most \d\d"),
         ({"part_seconds": 60, "max_new_tokens": 8}, r"A part of 60 s .* leaves room for \d\d\.\d s"),
     ):
         with pytest.raises(ContextLengthError, match=message):
             InParts(*pair, "What?", JOIN, **options)
-    with pytest.raises(SystemExit):
-        generate.main(["--model", str(checkpoint), "--audio", long_recording, "--prompt", "<audio>" + "x" * 800])
-    message = capsys.readouterr().err
+    words = ["--model", checkpoint, "--audio", long_recording, "--prompt", "<audio>" + "x" * 800]
+    message = run(generate.main, *words, code=2).err
     assert "the language model can hold 1024" in message and f"are {SECONDS}.0 s of recordings" in message
     assert "audiollm summarize" in message
     for option, message in (
@@ -154,11 +141,9 @@ def test_what_does_not_fit_is_said(pair, checkpoint, summarize, long_recording, 
         ("--part_seconds=0.5", "Parts of 0.5 s are too short"),
         ("--overwrite", "give --output_dir"),
     ):
-        summarize(long_recording, option, code=2)
-        assert message in capsys.readouterr().err
+        assert message in summarize(long_recording, option, code=2).err
     (tmp_path / "no.wav").write_bytes(b"no sound")
-    summarize(tmp_path / "no.wav", code=1)
-    assert "no.wav" in capsys.readouterr().err
+    assert "no.wav" in summarize(tmp_path / "no.wav", code=1).err
 
 
 def test_the_longest_recording_that_fits(tiny_processor) -> None:

@@ -140,20 +140,18 @@ def test_times_are_of_the_recording_across_windows(model, tiny_processor, record
     assert shifted == pytest.approx([word.start_s for word in last.words], abs=2e-3)
 
 
-def test_command_python_and_server_give_the_same(model, tiny_processor, recording, tmp_path, capsys) -> None:
+def test_command_python_and_server_give_the_same(model, tiny_processor, recording, tmp_path, run) -> None:
     for part in (model, tiny_processor):
         part.save_pretrained(tmp_path / "pieces")
     expected = AudioLlm(model, tiny_processor).transcribe(recording, **SETTINGS)
-    call = [str(recording), "--model", str(tmp_path / "pieces"), *OPTIONS]
-    main([*call, "--output_dir", str(tmp_path / "o"), "--output_format", "all"])
+    call = [recording, "--model", tmp_path / "pieces", *OPTIONS]
+    run(main, *call, "--output_dir", tmp_path / "o", "--output_format", "all")
     written = json.loads((tmp_path / "o/row.json").read_text())
     rows = [(one.text, one.start_s, one.end_s, one.confidence) for one in expected.words]
     assert [(one["word"], one["start_s"], one["end_s"], one["confidence"]) for one in written["words"]] == rows
     mean = pytest.approx(sum(row[3] for row in rows) / len(rows), abs=1e-3)
     assert written["confidence"] == expected.confidence == mean
-    capsys.readouterr()
-    main(call)
-    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    lines = [line.split("\t") for line in run(main, *call).out.splitlines()]
     assert [line[3] for line in lines] == [row[0] for row in rows]
     assert [float(line[0]) for line in lines] == pytest.approx([row[1] for row in rows], abs=0.0051)
 
@@ -195,8 +193,6 @@ def test_words_survive_an_interruption(model, tiny_processor, recording, tmp_pat
     assert again == expected and again.words
 
 
-def test_a_model_without_pieces_says_what_is_missing(checkpoint, recording, capsys) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main([str(recording), "--model", str(checkpoint), *OPTIONS])
-    said = capsys.readouterr().err
-    assert caught.value.code == 2 and "CTC" in said and "--projector_readout pieces" in said
+def test_a_model_without_pieces_says_what_is_missing(checkpoint, recording, run) -> None:
+    said = run(main, recording, "--model", checkpoint, *OPTIONS, code=2).err
+    assert "CTC" in said and "--projector_readout pieces" in said
