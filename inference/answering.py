@@ -19,7 +19,7 @@ from .recordings import header_seconds
 TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
 #: Audio that one batch may hold, rows padded to the longest: eight rows of up to 75 s, or one of any length.
 MAX_BATCH_SECONDS = 600.0
-#: Where a file does not say how long it is before it is decoded: compressed speech at 128 kbit/s.
+#: Of a file that does not say how long it is: compressed speech at 128 kbit/s.
 ASSUMED_BYTES_PER_SECOND = 16_000
 #: Stands for no bound on new tokens.
 UNBOUNDED = 1 << 30
@@ -89,7 +89,7 @@ def generate_answers(
     Args:
         max_new_tokens: None leaves it to the other options and the model's own generation configuration.
         encoder: keeps the encoder's output beyond this call; one of this call's own by default.
-        names: what errors call each conversation; `Conversation 3` by default, and nothing where there is one.
+        names: of the conversations in errors; `Conversation 3` by default, and nothing where there is one.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected an integer of at least 1.")

@@ -88,15 +88,12 @@ class ExportArguments:
 
 
 def export(options: ExportArguments) -> Path:
-    """
-    Write a checkpoint in another engine's layout, and return the folder, where nothing is until everything is.
-
-    Raises:
-        ExportError: the layout cannot hold the checkpoint, the folder is in use, or the disk is too small.
-        CheckpointError: there is no such checkpoint, or it cannot be loaded.
-    """
+    """Write a checkpoint in another engine's layout, and return the folder, where nothing is until everything is."""
     output = Path(options.output).expanduser().absolute()
-    _check_output(output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ExportError(
+            f"--output {output} is a file, or has files in it already; give a folder that is new or empty."
+        )
     checkpoint = find_checkpoint(options.model)
     processor = load_processor(checkpoint, options.revision)
     config = AudioLlmConfig.from_pretrained(checkpoint, revision=options.revision or "main")
@@ -132,20 +129,13 @@ def export(options: ExportArguments) -> Path:
                 text = json.dumps(document, indent=2, ensure_ascii=False)
                 (partial / name / file_name).write_text(text + "\n", encoding="utf-8")
         (partial / "README.md").write_text(readme, encoding="utf-8")
-        _check_output(output)  # somebody may have written there meanwhile
     return output
 
 
 def export_files(
     model: AudioLlmForConditionalGeneration, processor: AudioLlmProcessor, dtype: torch.dtype, language_model: bool
 ) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
-    """
-    Return weights by name and JSON documents by file name, for each folder of an export; `"."` is the export itself.
-
-    Args:
-        dtype: precision of all weights.
-        language_model: whether there is a folder of the language model alone.
-    """
+    """Return weights by name, in `dtype`, and JSON documents by file name, for each folder of an export and itself, `"."`."""
     weights = ultravox_weights(model, dtype)
     generation = {**model.generation_config.to_diff_dict(), "suppress_tokens": new_token_ids(model.config)}
     generation.pop("transformers_version", None)
@@ -175,13 +165,6 @@ def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
     os.umask(umask)
     for path in folder.glob("*.safetensors"):
         path.chmod(0o666 & ~umask)  # safetensors keeps its files from others
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ExportError(f"--output {output} is a file; give a folder that is new or empty.")
-    if output.exists() and any(output.iterdir()):
-        raise ExportError(f"--output {output} has files in it already; give a folder that is new or empty.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,9 +24,9 @@ from audiollm.checkpoints import merged_state_dict
 from audiollm.processing.conversations import AUDIO_BEGIN_TOKEN, AUDIO_END_TOKEN, AUDIO_SLOT_TOKEN
 from transformers import AutoModelForCausalLM, WhisperFeatureExtractor
 
-#: What Ultravox and vLLM look for in the text, and replace.
+#: Text that Ultravox and vLLM replace by the audio tokens.
 ULTRAVOX_AUDIO_TOKEN = "<|audio|>"
-#: Where the code of Ultravox's own processor and model lies; transformers and vLLM fetch it with trust_remote_code.
+#: Repository with the code of Ultravox's own processor and model, fetched with trust_remote_code.
 CODE_REPOSITORY = "fixie-ai/ultravox-v0_5-llama-3_2-1b"
 #: By mel bins: a Whisper whose feature extractor Ultravox's processor is to take. Those of one number of bins are alike.
 WHISPER_BY_MEL_BINS = {80: "openai/whisper-tiny", 128: "openai/whisper-large-v3-turbo"}
@@ -122,10 +122,7 @@ class ExportError(ValueError):
 
 
 def check_exportable(config: AudioLlmConfig) -> None:
-    """
-    Raises:
-        ExportError: the layout has no place for something in `config`; every such thing is named.
-    """
+    """Raise an ExportError that names everything in `config` that the layout has no place for."""
     audio, text = config.audio_config, config.text_config
     problems = [
         f"{name} is {getattr(config, name)!r}: {reason}"
@@ -159,11 +156,7 @@ def check_exportable(config: AudioLlmConfig) -> None:
 
 
 def check_processor(config: AudioLlmConfig, processor: AudioLlmProcessor) -> None:
-    """
-    Raises:
-        ExportError: the processor is another model's, extracts other features than Whisper's, or its tokenizer has a
-            meaning of its own for what Ultravox calls a recording.
-    """
+    """Raise ExportError where the processor is another model's, or not one that the engines stand in for."""
     ids = (processor.audio_begin_token_id, processor.audio_token_id, processor.audio_end_token_id)
     expected = (config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id)
     if ids != expected or processor.stack_factor != config.stack_factor:
@@ -198,12 +191,7 @@ def llama_cpp_counts_alike(stack_factor: int) -> bool:
 
 
 def ultravox_weights(model: AudioLlmForConditionalGeneration, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """
-    Return the weights under Ultravox's names, LoRA folded in, in precision `dtype`.
-
-    Raises:
-        ExportError: a weight has no place in the layout.
-    """
+    """Return the weights under Ultravox's names, LoRA folded in, in precision `dtype`."""
     state = merged_state_dict(model)
     boundary = state.pop(BOUNDARY)
     weights = {}
@@ -301,12 +289,7 @@ def processor_config(config: AudioLlmConfig) -> dict[str, Any]:
 
 
 def tokenizer_files(processor: AudioLlmProcessor) -> dict[str, dict[str, Any]]:
-    """
-    Return `tokenizer.json` and `tokenizer_config.json`, the slot named as Ultravox names it.
-
-    Raises:
-        ExportError: the tokenizer is not one of the `tokenizers` library, or has no default chat template.
-    """
+    """Return `tokenizer.json` and `tokenizer_config.json`, the slot named as Ultravox names it."""
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise ExportError(f"{type(tokenizer).__name__} has no tokenizer.json, which engines read.")
