@@ -73,12 +73,7 @@ class Chat:
             tell(f"What was attached has not been sent: {self._names()}.")
 
     def take(self, line: str) -> bool:
-        """
-        Carry out one line, and return whether to go on.
-
-        Raises:
-            ValueError, OSError, RuntimeError: a command or recording cannot be used, or the model cannot answer.
-        """
+        """Carry out one line, and return True to go on."""
         text = line.strip()
         if not text.startswith("/"):
             if text or self.attached:

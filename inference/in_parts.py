@@ -55,7 +55,6 @@ class InParts:
     Ask about a recording of any length, part by part.
 
     Args:
-        model, processor: a pair that belongs together.
         prompt: the question about each part, with one `<audio>` or none.
         join_prompt: the question about the answers, with `{answers}` and, if wanted, `{question}`.
         part_seconds: longest part; by default the longest that the language model's context can hold.
@@ -106,7 +105,7 @@ class InParts:
             on_part: called with the length of each part as soon as it is answered.
 
         Raises:
-            AudioError, ContextLengthError: the recording cannot be read; answers are too long to be joined.
+            AudioError, ContextLengthError: the recording cannot be read, or answers are too long to be joined.
         """
         parts = []
         for window in cut_into_windows(blocks, self.processor.sampling_rate, self.part_seconds, voice_activity=False):

@@ -159,11 +159,11 @@ def load_model(
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation
     try:
-        stored = AudioLlmConfig.from_pretrained(checkpoint, revision=revision or MAIN).dtype
+        stored = AudioLlmConfig.from_pretrained(checkpoint, revision=revision or MAIN).dtype or torch.float32
         if dtype == "auto" and place == "cpu" and stored == torch.bfloat16:
             arguments["dtype"] = stored = torch.bfloat16 if bfloat16_is_faster() else torch.float32
         if load_in_8bit or load_in_4bit:
-            computed_in = (stored or torch.float32) if dtype == "auto" else dtype
+            computed_in: Any = stored if dtype == "auto" else dtype
             arguments["quantization_config"] = quantisation(load_in_8bit, load_in_4bit, computed_in)
         with _bars_that_go():
             model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint, **arguments)
