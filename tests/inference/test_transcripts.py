@@ -3,7 +3,7 @@
 import json
 
 from audiollm.inference.transcribing import PartialTranscript, Phrase
-from audiollm.inference.transcripts import Passage, Skipped, Transcript, add_skipped, write_transcript
+from audiollm.inference.transcripts import Passage, Skipped, Transcript, Word, add_skipped, write_transcript
 
 TRANSCRIPT = Transcript(
     "é 1.wav",
@@ -41,6 +41,19 @@ def test_the_forms_are_exact(tmp_path) -> None:
     assert content["skipped"] == [{"start_s": 2.0, "end_s": 3661.0, "reason": "silence"}]
     files = written(Transcript("a", 1.0), tmp_path)
     assert (files["txt"], files["srt"], files["vtt"]) == ("", "", "WEBVTT\n")
+
+
+def test_subtitles_by_words_are_short_lines_that_end_at_pauses(tmp_path) -> None:
+    starts = [0.25 * number for number in range(12)] + [4.0, 4.25]
+    words = tuple(Word(f"word{start:g}", start, start + 0.2, 0.5) for start in starts)
+    text = " ".join(word.text for word in words)
+    srt = written(Transcript("a", 5.0, [Passage(0.0, 5.0, text, words=words)], timestamps="word"), tmp_path)["srt"]
+    assert [cue.splitlines()[1:] for cue in srt.split("\n\n")] == [
+        ["00:00:00,000 --> 00:00:01,200", "word0 word0.25 word0.5 word0.75 word1"],
+        ["00:00:01,250 --> 00:00:02,450", "word1.25 word1.5 word1.75 word2 word2.25"],
+        ["00:00:02,500 --> 00:00:02,950", "word2.5 word2.75"],
+        ["00:00:04,000 --> 00:00:04,450", "word4 word4.25"],
+    ]
 
 
 def test_stretches_without_a_voice_are_joined() -> None:

@@ -16,7 +16,6 @@ from audiollm.inference.serving.service import ServingSettings
 from audiollm.inference.spoken_pieces import SpokenLexicon
 from audiollm.inference.transcribe import main
 from audiollm.inference.transcribing import Transcriber, TranscribingSettings
-from audiollm.inference.transcripts import MAX_CUE_CHARACTERS, as_srt
 from long_recordings import RATE, in_a_row, prompts
 from servers import in_thread
 from tiny_models import character_tokenizer, hearing_model
@@ -119,9 +118,10 @@ def test_confidence_grows_with_the_probability_and_figures_have_none(lexicon) ->
 
 
 @pytest.mark.parametrize("ctc_weight", [0.0, 2.0])
-def test_times_are_of_the_recording_across_windows(model, tiny_processor, recording, ctc_weight) -> None:
-    hearing = AudioLlm(model, tiny_processor)
-    result = hearing.transcribe(recording, **SETTINGS, ctc_weight=ctc_weight)
+def test_times_are_of_the_recording_across_windows(model, tiny_processor, recording, ctc_weight, tmp_path) -> None:
+    settings = TranscribingSettings(**SETTINGS, ctc_weight=ctc_weight)
+    transcriber = Transcriber(model, tiny_processor, settings, progress=False)
+    (result,) = transcriber.transcribe([str(recording)], [tmp_path / "partial.jsonl"])
     assert len(result.passages) > 3 and len(result.words) > 3
     assert " ".join(word.text for word in result.words) == result.text
     times = [time for word in result.words for time in (word.start_s, word.end_s)]
@@ -134,10 +134,13 @@ def test_times_are_of_the_recording_across_windows(model, tiny_processor, record
     last = result.passages[-1]
     samples, _ = soundfile.read(recording, dtype="float32")
     part = samples[round(last.start_s * RATE) : round(last.end_s * RATE)]
-    result = hearing.transcribe(part, **SETTINGS, ctc_weight=ctc_weight, voice_activity=False)
-    assert [word.text for word in result.words] == [word.text for word in last.words]
-    shifted = [word.start_s + last.start_s for word in result.words]
+    alone = AudioLlm(model, tiny_processor).transcribe(part, **SETTINGS, ctc_weight=ctc_weight, voice_activity=False)
+    assert [word.text for word in alone.words] == [word.text for word in last.words]
+    shifted = [word.start_s + last.start_s for word in alone.words]
     assert shifted == pytest.approx([word.start_s for word in last.words], abs=2e-3)
+    # Words survive an interruption.
+    transcriber._hear = lambda *args: pytest.fail("everything is known")
+    assert list(transcriber.transcribe([str(recording)], [tmp_path / "partial.jsonl"])) == [result]
 
 
 def test_command_python_and_server_give_the_same(model, tiny_processor, recording, tmp_path, run) -> None:
@@ -172,25 +175,6 @@ def test_command_python_and_server_give_the_same(model, tiny_processor, recordin
         assert "segments" not in asked("word").json() and "words" not in asked("segment").json()
         assert asked("word", response_format="json").status_code == 400
         assert asked("letter").status_code == 400
-
-
-def test_subtitles_are_short_lines(model, tiny_processor, recording) -> None:
-    texts = {}
-    for timestamps in ("segment", "word"):
-        settings = {"max_new_tokens": 100, "window_seconds": 4.0, "ctc_weight": 0.0, "timestamps": timestamps}
-        cues = as_srt(AudioLlm(model, tiny_processor).transcribe(recording, **settings)).split("\n\n")
-        texts[timestamps] = [" ".join(cue.splitlines()[2:]) for cue in cues]
-    assert " ".join(texts["word"]).split() == " ".join(texts["segment"]).split()
-    assert len(texts["word"]) > len(texts["segment"])
-    assert max(len(text) for text in texts["word"] if " " in text) <= MAX_CUE_CHARACTERS
-
-
-def test_words_survive_an_interruption(model, tiny_processor, recording, tmp_path) -> None:
-    transcriber = Transcriber(model, tiny_processor, TranscribingSettings(**SETTINGS), progress=False)
-    (expected,) = transcriber.transcribe([str(recording)], [tmp_path / "partial.jsonl"])
-    transcriber._hear = lambda *args: pytest.fail("everything is known")
-    (again,) = transcriber.transcribe([str(recording)], [tmp_path / "partial.jsonl"])
-    assert again == expected and again.words
 
 
 def test_a_model_without_pieces_says_what_is_missing(checkpoint, recording, run) -> None:
