@@ -277,12 +277,7 @@ def _identity(recording: Any) -> Any:
 
 
 def recording_seconds(processor, recording: Any) -> float:
-    """
-    Return the length of a recording without decoding it: exact where it or its header says so, 0 for a URL.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file.
-    """
+    """Return the length of a recording without decoding it: exact where it or its header says so, 0 for a URL."""
     rate = processor.sampling_rate
     if isinstance(recording, dict):
         rate = recording.get("sampling_rate") or rate

@@ -17,7 +17,6 @@ other than swiglu with both norms, several adapters, language models other than 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -124,10 +123,13 @@ def export(options: ExportArguments) -> Path:
     )
     with appearing_whole(output) as partial:
         for name, (weights, documents) in folders.items():
-            write_weights(partial / name, weights)
+            (partial / name).mkdir(exist_ok=True)
             for file_name, document in documents.items():
                 text = json.dumps(document, indent=2, ensure_ascii=False)
                 (partial / name / file_name).write_text(text + "\n", encoding="utf-8")
+            save_torch_state_dict(weights, partial / name, metadata={"format": "pt"})
+            for path in (partial / name).glob("*.safetensors"):
+                shutil.copymode(partial / name / "config.json", path)  # safetensors keeps its files from others
         (partial / "README.md").write_text(readme, encoding="utf-8")
     return output
 
@@ -155,16 +157,6 @@ def export_files(
         config = language_model_config(model.config, dtype)
         folders[LANGUAGE_MODEL_FOLDER] = (plain, {**shared, "config.json": config})
     return folders
-
-
-def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write `model.safetensors`, or shards of at most 5 GB and their index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(weights, folder, metadata={"format": "pt"})
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o666 & ~umask)  # safetensors keeps its files from others
 
 
 def main(argv: Sequence[str] | None = None) -> None:

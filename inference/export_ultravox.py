@@ -114,7 +114,6 @@ TEMPLATE_PREAMBLE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- set messages = audiollm.messages %}"""
-CANNOT = "The Ultravox layout cannot hold this checkpoint: "
 
 
 class ExportError(ValueError):
@@ -152,7 +151,7 @@ def check_exportable(config: AudioLlmConfig) -> None:
             f"vocabulary, from {begin} on"
         )
     if problems:
-        raise ExportError(CANNOT + "; ".join(problems) + ".")
+        raise ExportError(f"The Ultravox layout cannot hold this checkpoint: {'; '.join(problems)}.")
 
 
 def check_processor(config: AudioLlmConfig, processor: AudioLlmProcessor) -> None:
@@ -180,10 +179,9 @@ def check_processor(config: AudioLlmConfig, processor: AudioLlmProcessor) -> Non
 
 def llama_cpp_counts_alike(stack_factor: int) -> bool:
     """
-    Return whether llama.cpp reserves as many audio tokens for 30 s as it then computes.
+    Return True where llama.cpp reserves as many audio tokens for 30 s as it then computes; it stops where the two differ.
 
-    It stacks log-mel frames in its count (`clip_n_output_tokens`) and encoder frames in its graph, and stops where the
-    two differ, as for 8: 187 and 188.
+    Its count (`clip_n_output_tokens`) stacks log-mel frames, and its graph encoder frames: for 8, 187 and 188.
     """
     mel_frames = 2 * ENCODER_POSITIONS
     counted = -(-mel_frames // stack_factor) // 2

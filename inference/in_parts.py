@@ -189,7 +189,6 @@ class InParts:
 
     def _part_seconds(self, asked: float | None) -> float:
         """Return the longest part that the context can hold with its answer, or the given length if it fits."""
-        rate = self.processor.sampling_rate
         fitting = float("inf")
         if self._limit is not None:
             with_audio = self.prompt if "<audio>" in self.prompt else f"<audio>\n{self.prompt}"
@@ -202,9 +201,9 @@ class InParts:
             )
         if asked is not None and asked < MIN_PART_SECONDS:
             raise ValueError(f"Parts of {asked:g} s are too short; expected {MIN_PART_SECONDS:g} or more.")
-        if asked is None and fitting == float("inf"):
-            return self.processor.window_samples / rate
-        return asked if asked is not None else fitting
+        if asked is not None:
+            return asked
+        return fitting if self._limit is not None else self.processor.window_samples / self.processor.sampling_rate
 
 
 def seconds_of_slots(processor, slots: int) -> float:
