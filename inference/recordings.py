@@ -78,7 +78,7 @@ def header_seconds(file: Any) -> float | None:
         return None
     try:
         info = soundfile.info(file)
-    except (soundfile.LibsndfileError, OSError):
+    except (soundfile.LibsndfileError, OSError, ZeroDivisionError):
         return None
     return None if info.frames == UNKNOWN_FRAMES or not info.samplerate else info.frames / info.samplerate
 
