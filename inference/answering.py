@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import soundfile
 import torch
-from audiollm.processing.conversations import AUDIO_SOURCES, flatten_conversation
+from audiollm.processing.conversations import flatten_conversation
 from tqdm.auto import tqdm
 
 from .answer_ends import generate_to_ends
 from .ctc_rescoring import CtcRescorer, check_ctc_options, check_ctc_weight
 from .recording_encoder import RecordingEncoder
+from .recordings import header_seconds
 
 TRANSCRIBE_PROMPT = "<audio>\nTranscribe the speech."
 #: Audio that one batch may hold, rows padded to the longest: eight rows of up to 75 s, or one of any length.
 MAX_BATCH_SECONDS = 600.0
-#: Where a file does not say how long it is before it is decoded: compressed speech at 128 kbit/s.
+#: Of a file that does not say how long it is: compressed speech at 128 kbit/s.
 ASSUMED_BYTES_PER_SECOND = 16_000
 #: Stands for no bound on new tokens.
 UNBOUNDED = 1 << 30
@@ -89,7 +89,7 @@ def generate_answers(
     Args:
         max_new_tokens: None leaves it to the other options and the model's own generation configuration.
         encoder: keeps the encoder's output beyond this call; one of this call's own by default.
-        names: what errors call each conversation; `Conversation 3` by default, and nothing where there is one.
+        names: of the conversations in errors; `Conversation 3` by default, and nothing where there is one.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; expected an integer of at least 1.")
@@ -248,26 +248,15 @@ def _encode_row(
     processor, conversation: list[dict[str, Any]], loaded: dict[Any, np.ndarray]
 ) -> tuple[list[int], list[np.ndarray]]:
     """Return a conversation's ids, and its waveforms in reading order; `loaded` has those decoded before."""
-    waveforms: list[np.ndarray] = []
-    messages = []
-    for message in conversation:
-        if isinstance(message["content"], str):
-            messages.append(message)
-            continue
-        parts = []
-        for part in message["content"]:
-            if part["type"] == "audio":
-                recording = next(part[name] for name in AUDIO_SOURCES if part.get(name) is not None)
-                key = _identity(recording)
-                if key not in loaded:
-                    loaded[key] = processor.load_audio(recording)
-                waveforms.append(loaded[key])
-                part = {"type": "audio", "audio": loaded[key]}
-            parts.append(part)
-        messages.append({**message, "content": parts})
+    messages, recordings = flatten_conversation(conversation)
+    for recording in recordings:
+        if _identity(recording) not in loaded:
+            loaded[_identity(recording)] = processor.load_audio(recording)
+    waveforms = [loaded[_identity(recording)] for recording in recordings]
     open_end = continues(conversation)
     inputs = processor.apply_chat_template(
         messages,
+        audio=waveforms or None,
         tokenize=True,
         add_generation_prompt=not open_end,
         continue_final_message=open_end,
@@ -288,12 +277,7 @@ def _identity(recording: Any) -> Any:
 
 
 def recording_seconds(processor, recording: Any) -> float:
-    """
-    Return the length of a recording without decoding it: exact where it or its header says so, 0 for a URL.
-
-    Raises:
-        FileNotFoundError, ValueError: there is no such file.
-    """
+    """Return the length of a recording without decoding it: exact where it or its header says so, 0 for a URL."""
     rate = processor.sampling_rate
     if isinstance(recording, dict):
         rate = recording.get("sampling_rate") or rate
@@ -314,9 +298,6 @@ def recording_seconds(processor, recording: Any) -> float:
 
 
 def _file_seconds(file: Any, num_bytes: int) -> float:
-    try:
-        seconds = soundfile.info(file).duration
-    except (soundfile.LibsndfileError, ZeroDivisionError):
-        seconds = float("inf")
-    # A stream that does not know its length claims far more than it can hold.
-    return seconds if seconds < num_bytes else num_bytes / ASSUMED_BYTES_PER_SECOND
+    seconds = header_seconds(file)
+    # A stream that does not know its length may claim far more than it can hold.
+    return seconds if seconds is not None and seconds < num_bytes else num_bytes / ASSUMED_BYTES_PER_SECOND

@@ -41,10 +41,6 @@ class ChatArguments(AnswerArguments):
     GROUPS: ClassVar = {**AnswerArguments.ANSWER_GROUP, **LoadingArguments.MODEL_GROUP}
 
 
-class ChatError(ValueError):
-    """A command that cannot be carried out. The message says why."""
-
-
 class Chat:
     """A conversation by lines of input, each from `read_line`, which raises EOFError after the last."""
 
@@ -77,12 +73,7 @@ class Chat:
             tell(f"What was attached has not been sent: {self._names()}.")
 
     def take(self, line: str) -> bool:
-        """
-        Carry out one line, and return whether to go on.
-
-        Raises:
-            ValueError, OSError, RuntimeError: a command or recording cannot be used, or the model cannot answer.
-        """
+        """Carry out one line, and return True to go on."""
         text = line.strip()
         if not text.startswith("/"):
             if text or self.attached:
@@ -90,10 +81,10 @@ class Chat:
             return True
         name, _, rest = text.partition(" ")
         if name not in COMMANDS:
-            raise ChatError(f"There is no {name}; /help lists the commands.")
+            raise ValueError(f"There is no {name}; /help lists the commands.")
         takes, _ = COMMANDS[name]
         if rest.strip() and not takes:
-            raise ChatError(f"{name} takes nothing after it, got {rest.strip()!r}.")
+            raise ValueError(f"{name} takes nothing after it, got {rest.strip()!r}.")
         if name == "/quit":
             return False
         getattr(self, f"_{name[1:]}")(*([rest.strip()] if takes else []))
@@ -112,9 +103,12 @@ class Chat:
             tell(f"[cut at {report.new_tokens} tokens; --max_new_tokens sets another bound]")
 
     def _audio(self, rest: str) -> None:
-        paths = _split(rest)
+        try:
+            paths = shlex.split(rest)
+        except ValueError as error:
+            raise ValueError(f"{rest!r} cannot be split into names: {error}. Quote names with blanks.") from error
         if not paths:
-            raise ChatError("/audio needs files: /audio a.wav b.wav. Quote names with blanks.")
+            raise ValueError("/audio needs files: /audio a.wav b.wav. Quote names with blanks.")
         sources = [path if is_remote(path) else os.path.expanduser(path) for path in paths]
         self.attached += [Recording.load(source, self.session.processor) for source in sources]
         tell(f"Attached: {self._names()}. Ask about it, or send an empty line for it to be answered.")
@@ -132,13 +126,6 @@ class Chat:
 
     def _names(self) -> str:
         return ", ".join(str(one.source) for one in self.attached)
-
-
-def _split(rest: str) -> list[str]:
-    try:
-        return shlex.split(rest)
-    except ValueError as error:
-        raise ChatError(f"{rest!r} cannot be split into names: {error}. Quote names with blanks.") from error
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,7 +17,6 @@ other than swiglu with both norms, several adapters, language models other than 
 """
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,15 +87,12 @@ class ExportArguments:
 
 
 def export(options: ExportArguments) -> Path:
-    """
-    Write a checkpoint in another engine's layout, and return the folder, where nothing is until everything is.
-
-    Raises:
-        ExportError: the layout cannot hold the checkpoint, the folder is in use, or the disk is too small.
-        CheckpointError: there is no such checkpoint, or it cannot be loaded.
-    """
+    """Write a checkpoint in another engine's layout, and return the folder, where nothing is until everything is."""
     output = Path(options.output).expanduser().absolute()
-    _check_output(output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ExportError(
+            f"--output {output} is a file, or has files in it already; give a folder that is new or empty."
+        )
     checkpoint = find_checkpoint(options.model)
     processor = load_processor(checkpoint, options.revision)
     config = AudioLlmConfig.from_pretrained(checkpoint, revision=options.revision or "main")
@@ -127,25 +123,21 @@ def export(options: ExportArguments) -> Path:
     )
     with appearing_whole(output) as partial:
         for name, (weights, documents) in folders.items():
-            write_weights(partial / name, weights)
+            (partial / name).mkdir(exist_ok=True)
             for file_name, document in documents.items():
                 text = json.dumps(document, indent=2, ensure_ascii=False)
                 (partial / name / file_name).write_text(text + "\n", encoding="utf-8")
+            save_torch_state_dict(weights, partial / name, metadata={"format": "pt"})
+            for path in (partial / name).glob("*.safetensors"):
+                shutil.copymode(partial / name / "config.json", path)  # safetensors keeps its files from others
         (partial / "README.md").write_text(readme, encoding="utf-8")
-        _check_output(output)  # somebody may have written there meanwhile
     return output
 
 
 def export_files(
     model: AudioLlmForConditionalGeneration, processor: AudioLlmProcessor, dtype: torch.dtype, language_model: bool
 ) -> dict[str, tuple[dict[str, torch.Tensor], dict[str, Any]]]:
-    """
-    Return weights by name and JSON documents by file name, for each folder of an export; `"."` is the export itself.
-
-    Args:
-        dtype: precision of all weights.
-        language_model: whether there is a folder of the language model alone.
-    """
+    """Return weights by name, in `dtype`, and JSON documents by file name, for each folder of an export and itself, `"."`."""
     weights = ultravox_weights(model, dtype)
     generation = {**model.generation_config.to_diff_dict(), "suppress_tokens": new_token_ids(model.config)}
     generation.pop("transformers_version", None)
@@ -165,23 +157,6 @@ def export_files(
         config = language_model_config(model.config, dtype)
         folders[LANGUAGE_MODEL_FOLDER] = (plain, {**shared, "config.json": config})
     return folders
-
-
-def write_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write `model.safetensors`, or shards of at most 5 GB and their index."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_torch_state_dict(weights, folder, metadata={"format": "pt"})
-    umask = os.umask(0)
-    os.umask(umask)
-    for path in folder.glob("*.safetensors"):
-        path.chmod(0o666 & ~umask)  # safetensors keeps its files from others
-
-
-def _check_output(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ExportError(f"--output {output} is a file; give a folder that is new or empty.")
-    if output.exists() and any(output.iterdir()):
-        raise ExportError(f"--output {output} has files in it already; give a folder that is new or empty.")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

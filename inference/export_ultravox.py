@@ -24,9 +24,9 @@ from audiollm.checkpoints import merged_state_dict
 from audiollm.processing.conversations import AUDIO_BEGIN_TOKEN, AUDIO_END_TOKEN, AUDIO_SLOT_TOKEN
 from transformers import AutoModelForCausalLM, WhisperFeatureExtractor
 
-#: What Ultravox and vLLM look for in the text, and replace.
+#: Text that Ultravox and vLLM replace by the audio tokens.
 ULTRAVOX_AUDIO_TOKEN = "<|audio|>"
-#: Where the code of Ultravox's own processor and model lies; transformers and vLLM fetch it with trust_remote_code.
+#: Repository with the code of Ultravox's own processor and model, fetched with trust_remote_code.
 CODE_REPOSITORY = "fixie-ai/ultravox-v0_5-llama-3_2-1b"
 #: By mel bins: a Whisper whose feature extractor Ultravox's processor is to take. Those of one number of bins are alike.
 WHISPER_BY_MEL_BINS = {80: "openai/whisper-tiny", 128: "openai/whisper-large-v3-turbo"}
@@ -78,11 +78,9 @@ MERGED_NOTE = (
 )
 UNMERGED_NOTE = "This checkpoint has no LoRA: the language model is the base model's, in text-only requests as well."
 
-#: How llama.cpp's markers of a recording begin and end; between them may be letters that change with every start.
-LLAMA_CPP_MARKER = ("<__media", "__>")
-
 #: Puts the boundary tokens around each recording, whichever engine says where it is, and hands the base's own template
-#: plain strings. Engines tell by the loop over the content that parts are welcome.
+#: plain strings. Engines tell by the loop over the content that parts are welcome. A marker of llama.cpp has letters
+#: between `<__media` and `__>` that change with every start.
 TEMPLATE_PREAMBLE = """\
 {%- set audiollm = namespace(messages=[]) -%}
 {%- for message in messages -%}
@@ -92,20 +90,21 @@ TEMPLATE_PREAMBLE = """\
 {%- elif message['content'] -%}
 {%- for content in message['content'] -%}
 {%- if content['type'] in ['audio', 'input_audio', 'audio_url'] -%}
-{%- set turn.text = turn.text + 'AUDIO' -%}
+{%- set turn.text = turn.text + '<|audio|>' -%}
 {%- else -%}
 {%- set turn.text = turn.text + content['text'] -%}
 {%- endif -%}
 {%- endfor -%}
 {%- endif -%}
-{%- if 'AUDIO' in turn.text -%}
-{%- set turn.text = turn.text.replace('BEGINAUDIOEND', 'AUDIO').replace('AUDIO', 'BEGINAUDIOEND') -%}
-{%- elif 'MARKER_START' in turn.text and 'BEGINMARKER_START' not in turn.text -%}
-{%- set turn.pieces = turn.text.split('MARKER_START') -%}
+{%- if '<|audio|>' in turn.text -%}
+{%- set turn.text = turn.text.replace('<audio><|audio|></audio>', '<|audio|>') -%}
+{%- set turn.text = turn.text.replace('<|audio|>', '<audio><|audio|></audio>') -%}
+{%- elif '<__media' in turn.text and '<audio><__media' not in turn.text -%}
+{%- set turn.pieces = turn.text.split('<__media') -%}
 {%- set turn.text = turn.pieces[0] -%}
 {%- for piece in turn.pieces[1:] -%}
-{%- set name = piece.split('MARKER_END', 1) -%}
-{%- set turn.text = turn.text + 'BEGINMARKER_START' + name[0] + 'MARKER_ENDEND' + name[1] -%}
+{%- set name = piece.split('__>', 1) -%}
+{%- set turn.text = turn.text + '<audio><__media' + name[0] + '__></audio>' + name[1] -%}
 {%- endfor -%}
 {%- endif -%}
 {%- if turn.text -%}
@@ -115,7 +114,6 @@ TEMPLATE_PREAMBLE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- set messages = audiollm.messages %}"""
-CANNOT = "The Ultravox layout cannot hold this checkpoint: "
 
 
 class ExportError(ValueError):
@@ -123,10 +121,7 @@ class ExportError(ValueError):
 
 
 def check_exportable(config: AudioLlmConfig) -> None:
-    """
-    Raises:
-        ExportError: the layout has no place for something in `config`; every such thing is named.
-    """
+    """Raise an ExportError that names everything in `config` that the layout has no place for."""
     audio, text = config.audio_config, config.text_config
     problems = [
         f"{name} is {getattr(config, name)!r}: {reason}"
@@ -156,15 +151,11 @@ def check_exportable(config: AudioLlmConfig) -> None:
             f"vocabulary, from {begin} on"
         )
     if problems:
-        raise ExportError(CANNOT + "; ".join(problems) + ".")
+        raise ExportError(f"The Ultravox layout cannot hold this checkpoint: {'; '.join(problems)}.")
 
 
 def check_processor(config: AudioLlmConfig, processor: AudioLlmProcessor) -> None:
-    """
-    Raises:
-        ExportError: the processor is another model's, extracts other features than Whisper's, or its tokenizer has a
-            meaning of its own for what Ultravox calls a recording.
-    """
+    """Raise ExportError where the processor is another model's, or not one that the engines stand in for."""
     ids = (processor.audio_begin_token_id, processor.audio_token_id, processor.audio_end_token_id)
     expected = (config.audio_begin_token_id, config.audio_token_id, config.audio_end_token_id)
     if ids != expected or processor.stack_factor != config.stack_factor:
@@ -188,10 +179,9 @@ def check_processor(config: AudioLlmConfig, processor: AudioLlmProcessor) -> Non
 
 def llama_cpp_counts_alike(stack_factor: int) -> bool:
     """
-    Return whether llama.cpp reserves as many audio tokens for 30 s as it then computes.
+    Return True where llama.cpp reserves as many audio tokens for 30 s as it then computes; it stops where the two differ.
 
-    It stacks log-mel frames in its count (`clip_n_output_tokens`) and encoder frames in its graph, and stops where the
-    two differ, as for 8: 187 and 188.
+    Its count (`clip_n_output_tokens`) stacks log-mel frames, and its graph encoder frames: for 8, 187 and 188.
     """
     mel_frames = 2 * ENCODER_POSITIONS
     counted = -(-mel_frames // stack_factor) // 2
@@ -199,12 +189,7 @@ def llama_cpp_counts_alike(stack_factor: int) -> bool:
 
 
 def ultravox_weights(model: AudioLlmForConditionalGeneration, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """
-    Return the weights under Ultravox's names, LoRA folded in, in precision `dtype`.
-
-    Raises:
-        ExportError: a weight has no place in the layout.
-    """
+    """Return the weights under Ultravox's names, LoRA folded in, in precision `dtype`."""
     state = merged_state_dict(model)
     boundary = state.pop(BOUNDARY)
     weights = {}
@@ -301,27 +286,8 @@ def processor_config(config: AudioLlmConfig) -> dict[str, Any]:
     }
 
 
-def chat_template(own: str) -> str:
-    """Return the base's own chat template, after a preamble that puts `<audio>` and `</audio>` around each recording."""
-    filled = TEMPLATE_PREAMBLE
-    for name, value in (
-        ("MARKER_START", LLAMA_CPP_MARKER[0]),
-        ("MARKER_END", LLAMA_CPP_MARKER[1]),
-        ("BEGIN", AUDIO_BEGIN_TOKEN),
-        ("AUDIO", ULTRAVOX_AUDIO_TOKEN),
-        ("END", AUDIO_END_TOKEN),
-    ):
-        filled = filled.replace(name, value)
-    return filled + own
-
-
 def tokenizer_files(processor: AudioLlmProcessor) -> dict[str, dict[str, Any]]:
-    """
-    Return `tokenizer.json` and `tokenizer_config.json`, the slot named as Ultravox names it.
-
-    Raises:
-        ExportError: the tokenizer is not one of the `tokenizers` library, or has no default chat template.
-    """
+    """Return `tokenizer.json` and `tokenizer_config.json`, the slot named as Ultravox names it."""
     tokenizer = processor.tokenizer
     if not tokenizer.is_fast:
         raise ExportError(f"{type(tokenizer).__name__} has no tokenizer.json, which engines read.")
@@ -341,6 +307,6 @@ def tokenizer_files(processor: AudioLlmProcessor) -> dict[str, dict[str, Any]]:
         "clean_up_tokenization_spaces": False,
         "model_max_length": tokenizer.model_max_length,
         "padding_side": "left",
-        "chat_template": chat_template(template),
+        "chat_template": TEMPLATE_PREAMBLE + template,
     }
     return {"tokenizer.json": serialised, "tokenizer_config.json": config}

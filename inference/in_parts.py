@@ -55,7 +55,6 @@ class InParts:
     Ask about a recording of any length, part by part.
 
     Args:
-        model, processor: a pair that belongs together.
         prompt: the question about each part, with one `<audio>` or none.
         join_prompt: the question about the answers, with `{answers}` and, if wanted, `{question}`.
         part_seconds: longest part; by default the longest that the language model's context can hold.
@@ -106,7 +105,7 @@ class InParts:
             on_part: called with the length of each part as soon as it is answered.
 
         Raises:
-            AudioError, ContextLengthError: the recording cannot be read; answers are too long to be joined.
+            AudioError, ContextLengthError: the recording cannot be read, or answers are too long to be joined.
         """
         parts = []
         for window in cut_into_windows(blocks, self.processor.sampling_rate, self.part_seconds, voice_activity=False):
@@ -190,7 +189,6 @@ class InParts:
 
     def _part_seconds(self, asked: float | None) -> float:
         """Return the longest part that the context can hold with its answer, or the given length if it fits."""
-        rate = self.processor.sampling_rate
         fitting = float("inf")
         if self._limit is not None:
             with_audio = self.prompt if "<audio>" in self.prompt else f"<audio>\n{self.prompt}"
@@ -203,9 +201,9 @@ class InParts:
             )
         if asked is not None and asked < MIN_PART_SECONDS:
             raise ValueError(f"Parts of {asked:g} s are too short; expected {MIN_PART_SECONDS:g} or more.")
-        if asked is None and fitting == float("inf"):
-            return self.processor.window_samples / rate
-        return asked if asked is not None else fitting
+        if asked is not None:
+            return asked
+        return fitting if self._limit is not None else self.processor.window_samples / self.processor.sampling_rate
 
 
 def seconds_of_slots(processor, slots: int) -> float:

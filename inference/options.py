@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 from urllib.parse import unquote, urlparse
@@ -70,12 +70,7 @@ class LoadingArguments:
         check_few_bits(self.load_in_8bit, self.load_in_4bit, self.merge_adapters)
 
     def find(self) -> tuple[str, AudioLlmProcessor]:
-        """
-        Return the place of the checkpoint, and its processor. The model, which takes longer, is not loaded.
-
-        Raises:
-            CheckpointError: there is no such checkpoint or device.
-        """
+        """Return the place of the checkpoint, and its processor. The model, which takes longer, is not loaded."""
         checkpoint = find_checkpoint(self.model)
         check_device(self.device)
         return checkpoint, load_processor(checkpoint, self.revision)
@@ -94,9 +89,6 @@ class LoadingArguments:
         Args:
             given: options; None stands for one that is not given.
             others: settings that no checkpoint holds.
-
-        Raises:
-            ValueError: the windows are shorter than a phrase, or longer than the encoder's.
         """
         stored = stored_settings(load_generation_config(checkpoint, self.revision))
         own = {name: value for name, value in given.items() if value is not None}
@@ -144,6 +136,8 @@ class OutputArguments(LoadingArguments):
 
     #: Ending of what is kept of a recording until it is done.
     PARTIAL_ENDING: ClassVar = ""
+    #: Endings of the files that are written for each recording.
+    endings: Sequence[str] = field(default=(), init=False)
 
     output_dir: str | None = option(None, "Folder for what is written. By default it is printed, and nothing is kept.")
     overwrite: bool = option(False, "Write over files that are there already.")
@@ -153,11 +147,6 @@ class OutputArguments(LoadingArguments):
         super().__post_init__()
         if self.overwrite and self.output_dir is None:
             raise ValueError("--overwrite is about files; give --output_dir with it.")
-
-    @property
-    def endings(self) -> Sequence[str]:
-        """Endings of the files that are written for each recording."""
-        raise NotImplementedError
 
 
 def is_loopback(host: str) -> bool:
@@ -193,10 +182,9 @@ def parse(
     **recordings: Any,
 ) -> Any:
     """
-    Return a command's options; end with the usual message where they are wrong.
+    Return a command's options, of the dataclass `kind`; end with the usual message where they are wrong.
 
     Args:
-        kind: dataclass of the options.
         recordings: arguments of `add_argument` for recordings; with them, these are returned as well, first.
     """
     parser = parser_of(kind, command, usage, description)
@@ -226,11 +214,7 @@ def ending(command: str, kept: str = "") -> Iterator[None]:
     End the program with one line on standard error where the block fails in a way that a user can mend.
 
     The status is 2 where something is wrong with what was given, 1 where memory ran out or a library is missing, and 130
-    after Ctrl-C.
-
-    Args:
-        command: name after `audiollm`.
-        kept: a sentence about what is left after an interruption.
+    after Ctrl-C. `kept` is a sentence about what is left after an interruption.
     """
     try:
         with ended_by_signals((signal.SIGINT,)):
@@ -256,17 +240,9 @@ def ending(command: str, kept: str = "") -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Source:
-    """
-    A recording named on a command line.
-
-    Attributes:
-        location: its path or URL.
-        name: of its output, without ending, relative to the output folder: it has the folders within a given folder.
-        stem: path of its output without ending, where there is a folder for it.
-    """
+    """A recording named on a command line: its path or URL, and the path of its output without ending, where it has one."""
 
     location: str
-    name: str
     stem: Path | None = None
 
 
@@ -277,9 +253,6 @@ def find_recordings(given: Sequence[str], folder: Path | None = None) -> tuple[l
     Args:
         given: files, URLs, and folders, whose recordings are all taken, by name, those of folders within too.
         folder: the output folder.
-
-    Raises:
-        ValueError: two recordings would have outputs of the same name.
     """
     found: dict[str, tuple[str, PurePosixPath]] = {}
     failures: dict[str, Failure] = {}
@@ -299,7 +272,7 @@ def find_recordings(given: Sequence[str], folder: Path | None = None) -> tuple[l
                 f"{sources[name].location} and {location} would both be written to {name!r}. Give the folder that holds "
                 "both, or run the command twice with output folders of their own."
             )
-        sources[name] = Source(location, name, None if folder is None else folder / name)
+        sources[name] = Source(location, None if folder is None else folder / name)
     return list(sources.values()), list(failures.values())
 
 
@@ -332,15 +305,11 @@ def run_over_recordings(
     Ends as [`ending`] does, and with 1 where some recordings failed.
 
     Args:
-        command: name after `audiollm`.
-        arguments_class: dataclass of its options.
         run: takes the recordings, the options, and whether several were named; returns failures.
         undone: past participle for the message about failures.
     """
-    usage = "AUDIO... [options]"
-    given, options = parse(
-        arguments_class, command, description, argv, usage, nargs="+", help="files, folders or URLs"
-    )
+    usage, arguments = "AUDIO... [options]", {"nargs": "+", "help": "files, folders or URLs"}
+    given, options = parse(arguments_class, command, description, argv, usage, **arguments)
     folder = None if options.output_dir is None else Path(options.output_dir).expanduser()
     disk = nullcontext() if folder is None else naming_the_disk(folder, GOES_ON)
     with ending(command, "" if folder is None else KEPT), disk:

@@ -38,13 +38,7 @@ class RecordingTooLongError(AudioError):
 
 @contextmanager
 def local_file(location: str) -> Iterator[Path]:
-    """
-    Give a path or URL as a file on this machine, for as long as the block lasts; a remote one is copied.
-
-    Raises:
-        FileNotFoundError: it is not there.
-        AudioError: it is no regular file, is empty, or the URL cannot be read.
-    """
+    """Give a path or URL as a file on this machine, for as long as the block lasts; a remote one is copied."""
     if not is_remote(location):
         path = path_of(location)
         check_file(path, location)
@@ -69,11 +63,7 @@ def path_of(location: str) -> Path:
 
 
 def check_file(path: Path, name: str) -> None:
-    """
-    Raises:
-        FileNotFoundError: there is no file.
-        AudioError: it is not a regular file, or empty.
-    """
+    """Raise FileNotFoundError where there is no file, and AudioError where it is no regular one, or empty."""
     if not path.exists():
         raise FileNotFoundError(f"Audio file {name!r} does not exist.")
     if not path.is_file():
@@ -82,13 +72,13 @@ def check_file(path: Path, name: str) -> None:
         raise AudioError(f"{name}: the file is empty (0 bytes).")
 
 
-def header_seconds(path: str | os.PathLike[str]) -> float | None:
-    """Return the length in a file's header; None where libsndfile does not read it, or there is none."""
-    if not os.path.isfile(path):  # opening a pipe would block
+def header_seconds(file: Any) -> float | None:
+    """Return the length in the header of a path or binary file; None where libsndfile does not read it, or there is none."""
+    if isinstance(file, (str, os.PathLike)) and not os.path.isfile(file):  # opening a pipe would block
         return None
     try:
-        info = soundfile.info(path)
-    except (soundfile.LibsndfileError, OSError):
+        info = soundfile.info(file)
+    except (soundfile.LibsndfileError, OSError, ZeroDivisionError):
         return None
     return None if info.frames == UNKNOWN_FRAMES or not info.samplerate else info.frames / info.samplerate
 
@@ -97,9 +87,7 @@ def read_blocks(path: str | os.PathLike[str], target_rate: int, name: str | None
     """
     Decode, mix down and resample a regular file as `load_waveform` does: yield float32 blocks `(samples,)` of any length.
 
-    Raises:
-        AudioError: it is corrupt, cut off or not audio, or holds NaN, infinity or no samples, by the recording's name. Faults
-            further on in the file are found when they are reached.
+    Errors are [`AudioError`]s that name the recording; faults further on in the file are found when they are reached.
     """
     name = name or str(path)
     resampler: Any = None
@@ -141,12 +129,9 @@ def read_bounded(
     Read a stranger's file as [`read_blocks`] does, no further than a bound: a header may claim anything.
 
     Args:
-        name: name of the recording in errors, which never show the path.
-        limit: origin of `max_seconds`, for the error.
+        name: of the recording in errors, which never show the path.
+        limit: origin of `max_seconds`, for the [`RecordingTooLongError`].
         stop: ends the reading once it is set.
-
-    Raises:
-        AudioError, RecordingTooLongError: the file is empty or cannot be used, or it is longer.
     """
     check_file(path, name)
     seconds = header_seconds(path)

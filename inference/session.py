@@ -23,14 +23,7 @@ from .streaming import AnswerStream, AnswerStreamer, StopWhenSet
 
 DEFAULT_MAX_NEW_TOKENS = 512
 #: Options of `generate` that contradict one row with a cache of its own.
-REFUSED_OPTIONS = (
-    "num_beams",
-    "num_return_sequences",
-    "cache_implementation",
-    "past_key_values",
-    "cache",
-    "use_cache",
-)
+REFUSED = ("num_beams", "num_return_sequences", "cache_implementation", "past_key_values", "cache", "use_cache")
 MEMORY_ADVICE = "Give less audio at a time, a smaller bound on new tokens, --dtype bfloat16, or --load_in_8bit."
 #: Locks by which models give one answer at a time.
 _MODEL_LOCKS: WeakKeyDictionary[torch.nn.Module, threading.Lock] = WeakKeyDictionary()
@@ -58,13 +51,7 @@ class Recording:
 
     @classmethod
     def load(cls, source: Any, processor: AudioLlmProcessor) -> "Recording":
-        """
-        Decode a recording of any kind that the processor takes.
-
-        Raises:
-            AudioError: it cannot be used.
-            FileNotFoundError: there is no such file.
-        """
+        """Decode a recording of any kind that the processor takes; errors are the processor's."""
         waveform = processor.load_audio(source)
         slots, seconds = processor.num_audio_slots(len(waveform)), len(waveform) / processor.sampling_rate
         return cls(source, waveform, content_key(waveform), slots, seconds)
@@ -150,8 +137,7 @@ class Session:
         self._cached: list[Any]  # the tokens in the cache, as `_encoded_text` has them
         self._cached_adapter: str | None
         self.reset()
-        for message in messages:
-            self._messages.append(self._loaded(message))
+        self._messages += [self._loaded(message) for message in messages]
 
     # ---- the conversation ----------------------------------------------------------------------------------------
 
@@ -170,12 +156,7 @@ class Session:
         """
         Replace the conversation. The cache and the recordings of the beginning that both have in common are kept.
 
-        Args:
-            messages: as for `AudioLlmProcessor.apply_chat_template`, with the system message.
-
-        Raises:
-            AudioError: a recording cannot be used.
-            RuntimeError: an answer is being written.
+        Args and errors are those of [`Session`] and [`stream`]; the messages have the system message.
         """
         self._refuse_while_answering()
         self._messages = [self._loaded(message) for message in messages]
@@ -194,7 +175,7 @@ class Session:
         goes on from there. If it had not begun, or an error ended it, the turn is taken back.
 
         Args:
-            text: what the user writes; each `<audio>` in it stands for one recording, or they come first. None for
+            text: the user's words; each `<audio>` in them stands for one recording, or they come first. None for
                 speech to answer, or without recordings for an answer to the messages as they are.
             recordings: each of any kind the processor takes, or a [`Recording`] that is decoded already.
             stop: stops the answer within a token once it is set.
@@ -243,8 +224,7 @@ class Session:
 
     def _answer(self, messages, prompt: list[Any], options: dict[str, Any], streamer, stop: StopWhenSet) -> None:
         """Run the model, and add the turn and its answer to the conversation. `prompt`: see `_encoded_text`."""
-        model = self.model
-        recordings = recordings_of(messages)
+        model, recordings = self.model, recordings_of(messages)
         self.report = AnswerReport("interrupted", len(prompt), 0, 0)
         for recording in recordings:
             if not stop.is_set():
@@ -384,7 +364,7 @@ def sampling_options(temperature: float, top_p: float = 1.0) -> dict[str, Any]:
 
 
 def _checked(options: dict[str, Any]) -> dict[str, Any]:
-    for name in REFUSED_OPTIONS:
+    for name in REFUSED:
         if name in options:
             raise ValueError(f"A session cannot have {name}: it keeps one row's keys and values from turn to turn.")
     return options

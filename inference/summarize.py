@@ -57,45 +57,13 @@ class SummarizeArguments(OutputArguments, AnswerArguments):
         "as long as its training data.",
     )
 
-    @property
-    def endings(self) -> Sequence[str]:
-        """Endings of the files that are written for each recording."""
-        return ("txt", "json")
-
-
-def answer(
-    in_parts: InParts, recording: str, made_with: dict[str, Any], partial_path: Path | None, progress: bool
-) -> WholeAnswer:
-    """
-    Return the answer about a recording, and keep those about its parts on disk meanwhile.
-
-    Args:
-        made_with: everything that decides the answers, beside the recording.
-
-    Raises:
-        AudioError: the recording cannot be used.
-        OSError: it is not there, or `partial_path` cannot be written.
-    """
-    with local_file(recording) as path:
-        partial = None
-        if partial_path is not None:
-            partial = PartialTranscript(partial_path, {"audio_sha256": sha256_of(path), **made_with})
-        seconds = header_seconds(path)
-        total = None if seconds is None else round(seconds, 1)
-        blocks = read_blocks(path, in_parts.processor.sampling_rate, recording)
-        with tqdm(total=total, desc=recording, unit="s", disable=not progress, bar_format=BAR) as bar:
-            return in_parts.answer(blocks, partial, bar.update)
+    def __post_init__(self):
+        super().__post_init__()
+        self.endings = ("txt", "json")
 
 
 def run(sources: Sequence[Source], options: SummarizeArguments, several: bool) -> list[Failure]:
-    """
-    Answer about recordings one after the other, in files or on standard output; return those that could not be used.
-
-    Raises:
-        CheckpointError: the model is not there, or cannot be used.
-        ValueError: an option contradicts the model.
-        OSError: answers cannot be written.
-    """
+    """Answer about recordings, in files or on standard output, and return those that could not be used."""
     checkpoint, processor = options.find()
     model = options.load_model(checkpoint)
     asked = (options.prompt, options.join_prompt, options.part_seconds)
@@ -112,21 +80,42 @@ def run(sources: Sequence[Source], options: SummarizeArguments, several: bool) -
     }
     failures = []
     for source in interruptible(sources):
-        partial_path = None if source.stem is None else with_ending(source.stem, PARTIAL_ENDING)
         try:
-            whole = answer(in_parts, source.location, made_with, partial_path, options.progress)
+            whole = _answer(in_parts, source, made_with, options.progress)
         except (AnswerMemoryError, OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in NO_ROOM_ERRORS:
                 raise
             failures.append(Failure(source.location, str(error)))
             continue
-        _warn(source.location, whole, processor.sampling_rate)
+        rate = processor.sampling_rate
+        every = [one for answers in whole.rounds for one in answers]
+        for reason, chosen in (
+            ("stopped at the bound on new tokens", [one for one in every if one.is_cut_off]),
+            ("silent, and not asked about", [one for one in every if one.reason]),
+        ):
+            if chosen:
+                times = ", ".join(f"{one.start / rate:.1f}-{one.end / rate:.1f} s" for one in chosen)
+                tell(f"{source.location}: {reason}: {times}")
         if source.stem is None:
             print(f"{source.location}: {whole.text}" if several else whole.text, flush=True)
         else:
             made = {**made_with, "join_prompt": options.join_prompt, "model": checkpoint}
-            _write(source.stem, source.location, whole, processor.sampling_rate, made)
+            _write(source.stem, source.location, whole, rate, made)
     return failures
+
+
+def _answer(in_parts: InParts, source: Source, made_with: dict[str, Any], progress: bool) -> WholeAnswer:
+    """Return the answer about a recording, and keep those about its parts on disk meanwhile."""
+    with local_file(source.location) as path:
+        partial = None
+        if source.stem is not None:
+            journal = with_ending(source.stem, PARTIAL_ENDING)
+            partial = PartialTranscript(journal, {"audio_sha256": sha256_of(path), **made_with})
+        seconds = header_seconds(path)
+        total = None if seconds is None else round(seconds, 1)
+        blocks = read_blocks(path, in_parts.processor.sampling_rate, source.location)
+        with tqdm(total=total, desc=source.location, unit="s", disable=not progress, bar_format=BAR) as bar:
+            return in_parts.answer(blocks, partial, bar.update)
 
 
 def _write(stem: Path, audio: str, whole: WholeAnswer, rate: int, made_with: dict[str, Any]) -> None:
@@ -142,16 +131,6 @@ def _write(stem: Path, audio: str, whole: WholeAnswer, rate: int, made_with: dic
     write_json(with_ending(stem, "json"), content)
     write_whole(with_ending(stem, "txt"), whole.text + "\n")
     with_ending(stem, PARTIAL_ENDING).unlink(missing_ok=True)
-
-
-def _warn(audio: str, whole: WholeAnswer, rate: int) -> None:
-    for reason, chosen in (
-        ("stopped at the bound on new tokens", [one for answers in whole.rounds for one in answers if one.is_cut_off]),
-        ("silent, and not asked about", [one for one in whole.rounds[0] if one.reason]),
-    ):
-        if chosen:
-            times = ", ".join(f"{one.start / rate:.1f}-{one.end / rate:.1f} s" for one in chosen)
-            tell(f"{audio}: {reason}: {times}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

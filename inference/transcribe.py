@@ -8,7 +8,6 @@ After an interruption the same command with --output_dir goes on where it was. T
 be transcribed (the others are), and 2 if nothing was done.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +16,7 @@ from audiollm.command_line.option_parser import option
 
 from .context_words import read_context
 from .ctc_rescoring import DEFAULT_CTC_WEIGHT
-from .options import LoadingArguments, OutputArguments, Source, check_positive, run_over_recordings
+from .options import LoadingArguments, OutputArguments, Source, check_positive, run_over_recordings, tell
 from .transcribing import (
     SHORT_WINDOW_SECONDS,
     STORED_SETTINGS,
@@ -27,15 +26,7 @@ from .transcribing import (
     Transcriber,
     TranscribingSettings,
 )
-from .transcripts import (
-    ALL_FORMATS,
-    FORMATS,
-    TIMESTAMPS,
-    WORD,
-    as_word_lines,
-    with_ending,
-    write_transcript,
-)
+from .transcripts import ALL_FORMATS, FORMATS, TIMESTAMPS, WORD, as_word_lines, with_ending, write_transcript
 
 WINDOW_HELP = (
     "Longest window that the encoder hears at once, at most 30; windows are cut at pauses. By default that of the checkpoint "
@@ -112,6 +103,7 @@ class TranscribeArguments(OutputArguments):
     def __post_init__(self):
         super().__post_init__()
         self.output_format = list(FORMATS if ALL_FORMATS in self.output_format else dict.fromkeys(self.output_format))
+        self.endings = self.output_format
         if self.output_dir is None and self.output_format != ["txt"]:
             raise ValueError("--output_format is about files; give --output_dir with it.")
         if self.prompt is not None and self.prompt.count("<audio>") > 1:
@@ -127,21 +119,9 @@ class TranscribeArguments(OutputArguments):
         if self.voice_activity == "off" and self.voice_threshold_db != TranscribingSettings.voice_rise_db:
             raise ValueError("--voice_threshold_db does nothing with --voice_activity off; leave one out.")
 
-    @property
-    def endings(self) -> Sequence[str]:
-        """Endings of the files that are written for each recording."""
-        return self.output_format
-
 
 def run(sources: Sequence[Source], options: TranscribeArguments, several: bool) -> list[Failure]:
-    """
-    Transcribe recordings, to files or to standard output, in the order given; return those that could not be transcribed.
-
-    Raises:
-        CheckpointError: the model is not there, or cannot be used.
-        ValueError: an option contradicts the model.
-        OSError: transcripts cannot be written.
-    """
+    """Transcribe recordings, to files or to standard output, and return those that could not be transcribed."""
     checkpoint, processor = options.find()
     settings = options.transcribing_settings(
         checkpoint,
@@ -166,9 +146,9 @@ def run(sources: Sequence[Source], options: TranscribeArguments, several: bool) 
             continue
         cut_off = [f"{one.start_s:.1f}-{one.end_s:.1f} s" for one in result.passages if one.is_cut_off]
         if cut_off:
-            print(f"{result.audio}: stopped at the bound on new tokens: {', '.join(cut_off)}", file=sys.stderr)
+            tell(f"{result.audio}: stopped at the bound on new tokens: {', '.join(cut_off)}")
         if not result.text:
-            print(f"{result.audio}: no speech was found.", file=sys.stderr)
+            tell(f"{result.audio}: no speech was found.")
         if source.stem is not None:
             write_transcript(result, source.stem, options.output_format)
         elif options.timestamps == WORD:

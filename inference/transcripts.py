@@ -11,7 +11,7 @@ from audiollm.command_line.files import write_whole
 
 ALL_FORMATS = "all"
 MILLISECONDS = 1_000
-#: Whose times a transcript has: those of windows, or those of words as well.
+#: Times in a transcript: those of windows, or those of words as well.
 SEGMENT, WORD = TIMESTAMPS = ("segment", "word")
 #: Subtitles by word: a line of usual length, which ends at a pause.
 MAX_CUE_CHARACTERS, MIN_PAUSE_SECONDS = 42, 0.6

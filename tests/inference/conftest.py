@@ -1,5 +1,6 @@
 """A tiny checkpoint on disk and the shortest real recordings, which most tests of this room share."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,22 @@ def checkpoint(shared_tiny_model, tiny_processor, tmp_path_factory) -> Path:
 def endless_pair(tiny_bases) -> tuple[Any, Any]:
     """A tiny model that never ends an answer itself, and its processor."""
     return tiny_pair(tiny_bases)
+
+
+@pytest.fixture
+def run(capsys):
+    """Return what runs a command, which has to end with the status `code`, and gives what it has printed."""
+
+    def run_command(main: Callable[[list[str]], None], *words: object, code: int = 0) -> Any:
+        status = 0
+        try:
+            main([*map(str, words)])
+        except SystemExit as ended:
+            status = ended.code
+        assert status == code
+        return capsys.readouterr()
+
+    return run_command
 
 
 @pytest.fixture(scope="session")

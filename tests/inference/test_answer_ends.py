@@ -36,17 +36,10 @@ def test_a_loop_ends_and_is_kept_once(unit: list[int]) -> None:
 
 def test_rows_end_by_themselves() -> None:
     looping, other = [5] * 200, list(range(100, 300))
-    for rows in ([looping, other], [other, looping], [other, other]):
-        ends = AnswerEnds(len(PROMPT), [60 if row is other else UNBOUNDED for row in rows])
-        assert written(ends, rows) == [[5] if row is looping else other[:60] for row in rows]
-    ends = AnswerEnds(len(PROMPT), [90, 90], may_loop=[True, False])
-    assert written(ends, [looping, looping]) == [[5] * 90, [5]]
-
-
-def test_beams_share_the_bound_of_their_row() -> None:
-    ends = AnswerEnds(len(PROMPT), [2, 4])
-    ids = torch.randint(100, (6, len(PROMPT) + 3))
-    assert ends(ids, None).tolist() == [True] * 3 + [False] * 3
+    ends = AnswerEnds(len(PROMPT), [60, UNBOUNDED, 60, 90], may_loop=[False, False, False, True])
+    assert written(ends, [other, looping, other, looping]) == [other[:60], [5], other[:60], [5] * 90]
+    ends = AnswerEnds(len(PROMPT), [2, 4])  # with three beams each
+    assert ends(torch.randint(100, (6, len(PROMPT) + 3)), None).tolist() == [True] * 3 + [False] * 3
 
 
 def test_what_people_say_is_never_cut(real_processor) -> None:
@@ -58,9 +51,8 @@ def test_what_people_say_is_never_cut(real_processor) -> None:
     encoded = real_processor.tokenizer(texts)["input_ids"]
     bounds = [transcript_bound(one, "en") for one in seconds]
     assert all(len(ids) < bound for ids, bound in zip(encoded, bounds))
-    longest = max(map(len, encoded))
     kept = written(AnswerEnds(len(PROMPT), bounds), encoded)
-    assert longest > 100
+    assert max(map(len, encoded)) > 100
     assert [row[: len(ids)] for row, ids in zip(kept, encoded)] == encoded
 
 

@@ -24,57 +24,44 @@ def session(tiny_model, tiny_processor) -> Session:
     return Session(tiny_model, tiny_processor, max_new_tokens=NEW_TOKENS)
 
 
-def converse(session: Session, *lines: str) -> Chat:
-    """A chat that reads these lines and then the end of the input."""
-    left = iter(lines)
+def converse(session: Session, *lines: Any, piecewise: bool = False) -> Chat:
+    """A chat that reads these lines and then the end of the input; exceptions among them are raised."""
+    left = iter([*lines, EOFError()])
 
     def read_line() -> str:
-        line = next(left, None)
-        if line is None:
-            raise EOFError
+        line = next(left)
+        if isinstance(line, BaseException):
+            raise line
         return line
 
-    chat = Chat(session, read_line, piecewise=False)
+    chat = Chat(session, read_line, piecewise)
     chat.run()
     return chat
 
 
-def contents(session: Session) -> list[Any]:
-    """Return what the user has sent."""
-    return [message["content"] for message in session.messages if message["role"] == "user"]
+def sent(session: Session) -> list[list[str]]:
+    """Return what the user has sent: words and paths."""
+    turns = [message["content"] for message in session.messages if message["role"] == "user"]
+    return [[part[part["type"]] for part in turn] for turn in turns]
 
 
-def audio(path: str) -> dict[str, str]:
-    return {"type": "audio", "audio": path}
-
-
-def text(words: str) -> dict[str, str]:
-    return {"type": "text", "text": words}
-
-
-def test_lines_are_turns_of_one_conversation(session, capsys) -> None:
-    chat = converse(session, "Hello?", "", "  ", "And again?", "/quit", "Never read")
-    assert contents(session) == [[text("Hello?")], [text("And again?")]]
+def test_lines_are_turns_of_one_conversation(session, clip, capsys) -> None:
+    chat = converse(session, "Hello?", "", "  ", KeyboardInterrupt(), "And again?", "/quit", "Never read")
+    assert sent(session) == [["Hello?"], ["And again?"]]
     said = [message["content"] for message in session.messages if message["role"] == "assistant"]
-    assert capsys.readouterr().out == "".join(f"{one}\n" for one in said)
+    printed = capsys.readouterr()
+    assert printed.out == "".join(f"{one}\n" for one in said) and "/quit or Ctrl-D leaves." in printed.err
     assert answer(session.model, session.processor, [session.messages[:3]], max_new_tokens=NEW_TOKENS) == said[1:]
     assert chat.failures == 0
-
-
-def test_audio_with_text_is_a_question_and_alone_it_is_speech(session, clip, capsys) -> None:
+    session.reset()
     converse(session, f"/audio '{clip}'", "What is said?", f'/audio "{clip}"', "", "Is it true?")
-    assert contents(session) == [[audio(clip), text("\nWhat is said?")], [audio(clip)], [text("Is it true?")]]
+    assert sent(session) == [[clip, "\nWhat is said?"], [clip], ["Is it true?"]]
     assert f"Attached: {clip}" in capsys.readouterr().err
     session.reset()
     converse(session, f"/audio '{clip}' '{clip}'", f"/audio '{clip}'", "Is <audio> like <audio> or <audio>?")
-    assert [part["type"] for part in contents(session)[0]] == ["text", "audio"] * 3 + ["text"]
-
-
-def test_drop_clear_and_what_is_left_attached(session, clip, capsys) -> None:
-    converse(session, f"/audio '{clip}'", "/drop", "Hello?")
-    assert contents(session) == [[text("Hello?")]]
-    converse(session, f"/audio '{clip}'", "/clear", "And again?", f"/audio '{clip}'")
-    assert contents(session) == [[text("And again?")]] and session.report.reused_tokens == 0
+    assert sent(session) == [["Is ", clip, " like ", clip, " or ", clip, "?"]]
+    converse(session, f"/audio '{clip}'", "/clear", f"/audio '{clip}'", "/drop", "And again?", f"/audio '{clip}'")
+    assert sent(session) == [["And again?"]] and session.report.reused_tokens == 0
     assert f"has not been sent: {clip}" in capsys.readouterr().err
 
 
@@ -91,10 +78,11 @@ def test_trouble_is_told_and_the_conversation_goes_on(session, clip, capsys) -> 
         assert converse(session, line).failures == 1
         assert message in capsys.readouterr().err
     converse(session, f"/audio '{clip}'", "<audio> or <audio>?", "What is said?")  # which keeps what is attached
-    assert contents(session) == [[audio(clip), text("\nWhat is said?")]]
+    assert sent(session) == [[clip, "\nWhat is said?"]]
     session.options["suppress_tokens"] = [4]
-    converse(session, "Hello?")
-    assert f"[cut at {NEW_TOKENS} tokens" in capsys.readouterr().err
+    converse(session, "/help", "Hello?")
+    printed = capsys.readouterr().err
+    assert "/drop" in printed and f"[cut at {NEW_TOKENS} tokens" in printed
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_chat(session, clip, monkeypatch, capsys) -> None:
@@ -109,8 +97,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(session, clip, monkeypatch, ca
 
     session.options |= {"max_new_tokens": 900, "suppress_tokens": [4]}
     monkeypatch.setattr(sys, "stdout", Terminal())
-    chat = Chat(session, iter([f"/audio '{clip}'", "What is said?", "/quit"]).__next__, piecewise=True)
-    chat.run()
+    chat = converse(session, f"/audio '{clip}'", "What is said?", piecewise=True)
     assert session.report.finish_reason == "interrupted" and session.report.new_tokens < 900
     assert [message["role"] for message in session.messages] == ["user", "assistant"] and not chat.attached
     assert "[stopped]" in capsys.readouterr().err
@@ -118,28 +105,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(session, clip, monkeypatch, ca
     assert session.report.reused_tokens > 0
 
 
-def test_ctrl_c_at_the_prompt_says_how_to_leave(session, capsys) -> None:
-    presses = iter([KeyboardInterrupt, EOFError])
-
-    def read_line() -> str:
-        raise next(presses)
-
-    Chat(session, read_line).run()
-    assert "/quit or Ctrl-D leaves." in capsys.readouterr().err
-
-
-# ------------------------------------------------------------------------------------------------------- the command
-
-
-def test_piped_it_prints_answers_alone(checkpoint, clip, tiny_model, tiny_processor, monkeypatch, capsys) -> None:
-    call = ["--model", str(checkpoint), "--max_new_tokens"]
+def test_piped_it_prints_answers_alone(checkpoint, clip, tiny_model, tiny_processor, monkeypatch, run) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"/audio '{clip}'\nWhat is said?\n/quit\n"))
-    main([*call, "6", "--system", "Be brief."])
+    printed = run(main, "--model", checkpoint, "--max_new_tokens", "6", "--system", "Be brief.")
     asked = ask("What is said?", clip, system="Be brief.")
-    printed = capsys.readouterr()
     assert printed.out == f"{answer(tiny_model, tiny_processor, [asked], max_new_tokens=6)[0]}\n"
     assert GREETING not in printed.err
     monkeypatch.setattr(sys, "stdin", io.StringIO("/oops\nHello?\n"))
-    with pytest.raises(SystemExit) as caught:
-        main([*call, "2"])
-    assert caught.value.code == 1 and "There is no /oops" in capsys.readouterr().err
+    assert "There is no /oops" in run(main, "--model", checkpoint, "--max_new_tokens", "2", code=1).err

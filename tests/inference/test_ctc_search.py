@@ -30,42 +30,30 @@ def over_all_alignments(log_probabilities: torch.Tensor) -> dict[tuple[int, ...]
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_a_search_that_leaves_nothing_out_is_exact(seed: int) -> None:
+def test_a_search_that_leaves_nothing_out_is_exact_and_a_narrow_one_finds_no_more_than_there_is(seed: int) -> None:
     scores = posteriors(seed)
     expected = over_all_alignments(scores)
     found = prefix_beam_search(scores, num_best=len(expected) + 1, **EVERYTHING)
-    assert len(found) == len(dict(found)) == len(expected)
-    assert dict(found) == pytest.approx(expected)
+    assert len(found) == len(expected) and dict(found) == pytest.approx(expected)
     assert [logprob for _, logprob in found] == sorted(dict(found).values(), reverse=True)
     assert prefix_beam_search(scores, num_best=3, **EVERYTHING) == found[:3]
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_a_narrow_search_finds_no_more_than_there_is(seed: int) -> None:
     scores = posteriors(seed, sharpness=4.0)
     expected = over_all_alignments(scores)
     found = prefix_beam_search(scores, num_best=3, num_prefixes=12, num_pieces=3)
-    assert found[0][0] == max(expected, key=lambda said: expected[said])
+    assert found[0][0] == max(expected, key=expected.get)
     assert all(logprob <= expected[said] + 1e-9 for said, logprob in found)
     # A prefix that was let go of and is found again is the same one.
     everyone = prefix_beam_search(posteriors(seed, 30, 6), num_best=4, num_prefixes=4, num_pieces=2)
     assert len(dict(everyone)) == 4
 
 
-def test_likelihoods_are_torchs_and_those_of_all_alignments() -> None:
+def test_likelihoods_are_those_of_all_alignments() -> None:
     scores = posteriors(7)
     expected = over_all_alignments(scores)
-    targets = [(), (1,), (1, 1), (3, 2, 3), (2, 2, 1, 1), (1, 2, 3, 1, 2)]
+    targets = [(), (1,), (1, 1), (3, 2, 3), (2, 2, 1, 1), (1, 2, 3, 1, 2)]  # of the fifth, repeats need blanks
     found = ctc_log_likelihoods(scores, targets)
     assert found == pytest.approx([expected.get(target, -math.inf) for target in targets], abs=1e-4)
-    assert found[4] == -math.inf, "two repeats need a blank each"
-    for target, logprob in zip(targets[1:4], found[1:4]):
-        loss = torch.nn.functional.ctc_loss(
-            scores[:, None], torch.tensor([target]), [SLOTS], [len(target)], reduction="sum"
-        )
-        assert logprob == pytest.approx(-float(loss), abs=1e-4)
-    assert found[0] == pytest.approx(float(scores[:, 0].sum()), abs=1e-4)
-    assert ctc_log_likelihoods(scores, []) == []
+    assert found[4] == -math.inf and ctc_log_likelihoods(scores, []) == []
 
 
 @pytest.mark.parametrize("beginning", [(1,), (3, 3), (2, 1, 2)])
@@ -85,16 +73,18 @@ def lexicon() -> SpokenLexicon:
     return SpokenLexicon(tokenizer, sorted(letters))
 
 
-def test_texts_are_classes_of_their_spoken_form(lexicon) -> None:
-    assert lexicon.decode(lexicon.encode("Don't go, it\u2019s 1!")) == "don't go it's one"
-    assert lexicon.encode("...") == []
-    assert min(lexicon.encode("a")) > 0
-
-
-def test_of_a_word_all_is_said_that_can_be(lexicon) -> None:
-    assert lexicon.decode(lexicon.encode("The fox")) == "the o"
-    assert lexicon.decode(lexicon.encode("42 stars")) == "stars", "its leading space is one with the next word's"
-    assert lexicon.decode(lexicon.encode("zzz")) == ""
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("Don't go, it\u2019s 1!", "don't go it's one"),
+        ("...", ""),
+        ("The fox", "the o"),
+        ("42 stars", "stars"),  # its leading space is one with the next word's
+        ("zzz", ""),
+    ],
+)
+def test_texts_are_classes_of_their_spoken_form_as_far_as_it_can_be_said(lexicon, text: str, said: str) -> None:
+    assert lexicon.decode(lexicon.encode(text)) == said and 0 not in lexicon.encode(text)
 
 
 def test_words_are_spelled_in_the_fewest_pieces(real_processor) -> None:

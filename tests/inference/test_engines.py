@@ -27,6 +27,7 @@ import soundfile
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.command_line.embedded_bases import base_folder
+from audiollm.inference.answering import answer, ask
 from audiollm.inference.export import main
 from long_recordings import RATE, prompts
 
@@ -91,17 +92,11 @@ def clips(tmp_path_factory) -> list[Path]:
 
 def our_answers(checkpoint: Path, clips: Sequence[Path], padded_seconds: float = 0) -> list[str]:
     """Answers of the merged model to recordings with silence behind them."""
-    model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint).merge_adapters().eval()
-    processor = AudioLlmProcessor.from_pretrained(checkpoint)
-    answers = []
-    for clip in clips:
-        waveform = soundfile.read(clip, dtype="float32")[0]
-        padded = np.pad(waveform, (0, max(0, int(padded_seconds * RATE) - len(waveform))))
-        content = [{"type": "audio", "audio": padded}, {"type": "text", "text": QUESTION}]
-        conversation = [{"role": "user", "content": content}]
-        inputs = processor.apply_chat_template(conversation, tokenize=True, add_generation_prompt=True)
-        answer = model.generate(**inputs, max_new_tokens=NEW_TOKENS, do_sample=False)
-        answers.append(processor.decode(answer[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip())
+    model = AudioLlmForConditionalGeneration.from_pretrained(checkpoint).merge_adapters()
+    waveforms = [soundfile.read(clip, dtype="float32")[0] for clip in clips]
+    padded = [np.pad(one, (0, max(0, int(padded_seconds * RATE) - len(one)))) for one in waveforms]
+    questions = [ask(QUESTION, one) for one in padded]
+    answers = answer(model, AudioLlmProcessor.from_pretrained(checkpoint), questions, 1, NEW_TOKENS)
     assert len(set(answers)) >= 3  # what is heard decides
     return answers
 

@@ -5,25 +5,26 @@ The forward pass below is written from the equations and weight names of ultravo
 648efe7): `ModifiedWhisperEncoder`, `StackAudioFrames`, `UltravoxProjector` and `_prepare_audio_embeds`.
 """
 
-import copy
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.inference import export as export_module
-from audiollm.inference.export import ExportArguments, export, export_files, main
+from audiollm.inference.answering import ask
+from audiollm.inference.export import export_files, main
 from audiollm.inference.export_ultravox import (
     MERGED_NOTE,
+    TEMPLATE_PREAMBLE,
     UNMERGED_NOTE,
     ExportError,
-    chat_template,
     check_exportable,
     check_processor,
     llama_cpp_counts_alike,
 )
+from long_recordings import noise
 from safetensors.torch import load_file
 from tiny_models import TEXT_VOCAB_SIZE, llama_config, randomise_trainables, save_text_base, whisper_config
 from torch import nn
@@ -32,24 +33,18 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 #: Logits of both forward passes, of a magnitude of up to 50, may differ by this much.
 TOLERANCE = 1e-4
-QUESTION = "\nTranscribe the speech."
-ADDED = ["<audio>", "<|audio|>", "</audio>"]
+ADDED = {"<audio>": TEXT_VOCAB_SIZE, "<|audio|>": TEXT_VOCAB_SIZE + 1, "</audio>": TEXT_VOCAB_SIZE + 2}
 
 
 class Reference:
-    """Ultravox's model, of a configuration and weights as they are written."""
+    """Ultravox's model in float64, of a configuration and weights as they are written."""
 
     def __init__(self, config: dict, weights: dict[str, torch.Tensor]):
-        self.config, self.weights = config, weights
-        self.encoder = WhisperEncoder(WhisperConfig(**config["audio_config"])).eval()
+        self.config, self.weights = config, {name: value.double() for name, value in weights.items()}
+        self.encoder = WhisperEncoder(WhisperConfig(**config["audio_config"])).eval().double()
         self.encoder.load_state_dict(self._part("audio_tower."))
-        self.language_model = AutoModelForCausalLM.from_config(LlamaConfig(**config["text_config"])).eval()
+        self.language_model = AutoModelForCausalLM.from_config(LlamaConfig(**config["text_config"])).eval().double()
         self.language_model.load_state_dict(self._part("language_model."))
-
-    def to(self, precision: torch.dtype) -> None:
-        self.weights = {name: value.to(precision) for name, value in self.weights.items()}
-        self.encoder.to(precision)
-        self.language_model.to(precision)
 
     def _part(self, prefix: str) -> dict[str, torch.Tensor]:
         return {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
@@ -89,42 +84,10 @@ class Reference:
         return self.language_model(inputs_embeds=embeds).logits
 
 
-def spoken(processor: AudioLlmProcessor, waveform: np.ndarray) -> dict[str, torch.Tensor]:
-    content = [{"type": "audio", "audio": waveform}, {"type": "text", "text": QUESTION}]
-    conversation = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(conversation, tokenize=True, add_generation_prompt=True)
-
-
-def compare(model, processor, waveforms: list[np.ndarray], precision: torch.dtype = torch.float64) -> Reference:
-    """
-    Asserts that merged model and reference agree on recordings and on text; returns the reference.
-
-    Weights drawn as wide as those of the tiny pair make much of rounding: it is compared in float64.
-    """
+def documents_of(model, processor) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the weights of an export, and its documents as they are read from JSON."""
     weights, documents = export_files(model, processor, torch.float32, language_model=False)["."]
-    reference = Reference(json.loads(json.dumps(documents["config.json"])), weights)
-    merged = copy.deepcopy(model).merge_adapters().eval().to(precision)
-    reference.to(precision)
-    for waveform in waveforms:
-        inputs = spoken(processor, waveform)
-        found = reference.logits(inputs["input_ids"], inputs["input_features"].to(precision))
-        with torch.no_grad():
-            expected = merged(**inputs).logits
-        torch.testing.assert_close(found[..., : expected.shape[-1]], expected, atol=TOLERANCE, rtol=0)
-    text = processor(text="The capital of France is")["input_ids"]
-    with torch.no_grad():
-        expected = merged(text).logits
-    torch.testing.assert_close(reference.logits(text)[..., : expected.shape[-1]], expected, atol=TOLERANCE, rtol=0)
-    return reference
-
-
-@pytest.fixture(scope="module")
-def noise() -> list[np.ndarray]:
-    """Lengths that fill the last stack of frames and that do not; of an odd number of log-mel frames as well."""
-    generator = np.random.default_rng(0)
-    return [
-        0.1 * generator.standard_normal(samples).astype(np.float32) for samples in (640 * 4, 160 * 71, 160 * 30 + 7)
-    ]
+    return weights, json.loads(json.dumps(documents))
 
 
 @pytest.fixture(scope="module")
@@ -134,29 +97,40 @@ def exported(checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def tokenizer(exported) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast.from_pretrained(exported)
+
+
 # ---- what the weights compute ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stack_factor", [4, 5])
-def test_ultravox_computes_the_same(tiny_bases, noise, stack_factor) -> None:
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(
-        *tiny_bases, lora_rank=4, stack_factor=stack_factor
+@pytest.mark.parametrize(("stack_factor", "is_tied"), [(4, True), (5, True), (4, False)])
+def test_ultravox_computes_the_same(tiny_bases, tmp_path, stack_factor, is_tied) -> None:
+    """Weights drawn as wide as those of the tiny pair make much of rounding: it is compared in float64."""
+    bases = (tiny_bases[0], save_text_base(tmp_path / "text", llama_config(tie_word_embeddings=is_tied)))
+    model = randomise_trainables(
+        AudioLlmForConditionalGeneration.from_audio_text_pretrained(*bases, lora_rank=4, stack_factor=stack_factor)
     )
-    processor = AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases, stack_factor=stack_factor)
-    compare(randomise_trainables(model), processor, noise)
-
-
-def test_an_untied_head_stays_its_own(tiny_bases, noise, tmp_path) -> None:
-    text = save_text_base(tmp_path / "untied", llama_config(tie_word_embeddings=False))
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(tiny_bases[0], text, lora_rank=4)
-    processor = AudioLlmProcessor.from_audio_text_pretrained(tiny_bases[0], text)
-    reference = compare(randomise_trainables(model), processor, noise[:1])
-    head = reference.weights["language_model.lm_head.weight"][:TEXT_VOCAB_SIZE]
-    assert torch.equal(head.float(), model.lm_head.weight)
+    processor = AudioLlmProcessor.from_audio_text_pretrained(*bases, stack_factor=stack_factor)
+    weights, documents = documents_of(model, processor)
+    assert torch.equal(weights["language_model.lm_head.weight"][:TEXT_VOCAB_SIZE], model.lm_head.weight)
+    reference, merged = Reference(documents["config.json"], weights), model.merge_adapters().eval().double()
+    rows = [processor(text="The capital of France is")]
+    # Lengths that fill the last stack of frames and that do not; of an odd number of log-mel frames as well.
+    for seconds in (0.16, 0.71, 0.3005):
+        question = ask("Transcribe the speech.", noise(seconds))
+        rows.append(processor.apply_chat_template(question, tokenize=True, add_generation_prompt=True))
+    for inputs in rows:
+        features = inputs.get("input_features")
+        found = reference.logits(inputs["input_ids"], None if features is None else features.double())
+        with torch.no_grad():
+            expected = merged(**inputs).logits
+        torch.testing.assert_close(found[..., : expected.shape[-1]], expected, atol=TOLERANCE, rtol=0)
 
 
 def test_added_tokens_are_never_the_likeliest(tiny_model, tiny_processor) -> None:
-    weights, documents = export_files(tiny_model, tiny_processor, torch.float32, language_model=False)["."]
+    weights, documents = documents_of(tiny_model, tiny_processor)
     embeddings = weights["language_model.model.embed_tokens.weight"]
     head = weights["language_model.lm_head.weight"]
     assert len(embeddings) == len(head) == TEXT_VOCAB_SIZE + len(ADDED)
@@ -166,11 +140,8 @@ def test_added_tokens_are_never_the_likeliest(tiny_model, tiny_processor) -> Non
     assert torch.equal(embeddings[:TEXT_VOCAB_SIZE], tiny_model.get_input_embeddings().weight)
     hidden = 20 * torch.randn(5000, head.shape[1], generator=torch.Generator().manual_seed(0))
     hidden[:3] = 1000 * boundary[0]  # what would choose them if the head were tied
-    logits = hidden @ head.T
-    assert int(logits.argmax(dim=-1).max()) < TEXT_VOCAB_SIZE
-    assert float(logits.softmax(dim=-1)[:, TEXT_VOCAB_SIZE:].max()) <= 1 / TEXT_VOCAB_SIZE
-    added = [TEXT_VOCAB_SIZE, TEXT_VOCAB_SIZE + 1, TEXT_VOCAB_SIZE + 2]
-    assert documents["generation_config.json"]["suppress_tokens"] == added
+    assert int((hidden @ head.T).argmax(dim=-1).max()) < TEXT_VOCAB_SIZE
+    assert documents["generation_config.json"]["suppress_tokens"] == list(ADDED.values())
 
 
 # ---- the folder --------------------------------------------------------------------------------------------------
@@ -184,23 +155,30 @@ def test_the_folder_holds_data_alone_and_names_no_place(exported, checkpoint, ti
     for name in files:
         if not name.endswith(".safetensors"):
             text = (exported / name).read_text(encoding="utf-8")
-            assert str(checkpoint.parent) not in text and str(Path(tiny_bases[0]).parent) not in text
-            assert "AudioLlmProcessor" not in text
+            for place in (checkpoint.parent, Path(tiny_bases[0]).parent, "AudioLlmProcessor"):
+                assert str(place) not in text
     assert len({(exported / name).stat().st_mode for name in files}) == 1
 
 
-def test_what_is_lost_is_said_and_precision_is_as_asked(checkpoint, tmp_path, capsys) -> None:
-    main(["--model", str(checkpoint), "--output", str(tmp_path / "out"), "--dtype", "bfloat16"])
-    printed = capsys.readouterr()
-    assert printed.out == f"{tmp_path / 'out'}\n"
-    assert MERGED_NOTE in printed.err and "Writing 0.00 GB" in printed.err
-    assert MERGED_NOTE in (tmp_path / "out" / "README.md").read_text()
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert config["audiollm_export"]["note"] == MERGED_NOTE
-    assert not (tmp_path / "out" / "language_model").exists()
-    weights = load_file(tmp_path / "out" / "model.safetensors")
-    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
-    assert {config[part]["torch_dtype"] for part in ("audio_config", "text_config")} == {"bfloat16"}
+def test_what_is_lost_is_said_and_precision_is_as_asked(checkpoint, tiny_bases, tiny_processor, tmp_path, run) -> None:
+    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=0)
+    for part in (model, tiny_processor):
+        part.save_pretrained(tmp_path / "without_lora")
+    for folder, note in ((checkpoint, MERGED_NOTE), (tmp_path / "without_lora", UNMERGED_NOTE)):
+        output = tmp_path / note.split()[0]
+        printed = run(main, "--model", folder, "--output", output, "--dtype", "bfloat16")
+        assert printed.out == f"{output}\n"
+        assert note in printed.err and "Writing 0.00 GB" in printed.err
+        assert note in (output / "README.md").read_text()
+        config = json.loads((output / "config.json").read_text())
+        assert config["audiollm_export"]["note"] == note
+        assert {config[part]["torch_dtype"] for part in ("audio_config", "text_config")} == {"bfloat16"}
+        assert not (output / "language_model").exists()
+        weights = load_file(output / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+    name = "layers.0.mlp.up_proj.weight"
+    of_the_base = model.state_dict()[f"model.language_model.{name}"].bfloat16()
+    assert torch.equal(weights[f"language_model.model.{name}"], of_the_base)
 
 
 def test_the_language_model_by_itself_is_a_plain_checkpoint(exported, tiny_model, tiny_processor) -> None:
@@ -208,14 +186,14 @@ def test_the_language_model_by_itself_is_a_plain_checkpoint(exported, tiny_model
     assert not any(info.values())
     text = tiny_processor(text="What is this?")["input_ids"]
     with torch.no_grad():
-        expected = copy.deepcopy(tiny_model).merge_adapters().eval()(text).logits
+        expected = tiny_model.merge_adapters().eval()(text).logits
         found = language_model.eval()(text).logits
     torch.testing.assert_close(found[..., :TEXT_VOCAB_SIZE], expected, atol=TOLERANCE, rtol=0)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported / "language_model")
-    assert tokenizer.convert_tokens_to_ids("</audio>") == TEXT_VOCAB_SIZE + 2
+    own = PreTrainedTokenizerFast.from_pretrained(exported / "language_model")
+    assert own.convert_tokens_to_ids("</audio>") == ADDED["</audio>"]
 
 
-def test_old_readers_find_the_rotary_embedding(tiny_processor, tiny_bases, tmp_path) -> None:
+def test_old_readers_find_the_rotary_embedding(tiny_model, tiny_processor) -> None:
     scaling = {
         "rope_type": "llama3",
         "rope_theta": 5e5,
@@ -224,38 +202,22 @@ def test_old_readers_find_the_rotary_embedding(tiny_processor, tiny_bases, tmp_p
         "high_freq_factor": 4.0,
         "original_max_position_embeddings": 512,
     }
-    text = save_text_base(tmp_path / "text", llama_config(rope_parameters=scaling))
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(tiny_bases[0], text, lora_rank=4)
-    written = export_files(model, tiny_processor, torch.float32, False)["."][1]["config.json"]["text_config"]
+    tiny_model.config.text_config.rope_parameters = dict(scaling)
+    written = documents_of(tiny_model, tiny_processor)[1]["config.json"]["text_config"]
     assert written["rope_theta"] == 5e5
     assert written["rope_scaling"] == {name: value for name, value in scaling.items() if name != "rope_theta"}
     assert LlamaConfig(**written).rope_parameters == scaling
 
 
-def test_a_checkpoint_without_lora_is_exported_as_it_is(tiny_bases, tiny_processor, tmp_path, capsys) -> None:
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=0)
-    for part in (model, tiny_processor):
-        part.save_pretrained(tmp_path / "mine")
-    main(["--model", str(tmp_path / "mine"), "--output", str(tmp_path / "out")])
-    assert UNMERGED_NOTE in capsys.readouterr().err
-    name = "layers.0.mlp.up_proj.weight"
-    found = load_file(tmp_path / "out" / "model.safetensors")[f"language_model.model.{name}"]
-    assert torch.equal(found, model.state_dict()[f"model.language_model.{name}"])
-
-
 # ---- tokenizer and chat template ---------------------------------------------------------------------------------
 
 
-def test_the_tokenizer_has_the_boundaries_as_tokens(exported, tiny_processor) -> None:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported)
+def test_the_tokenizer_has_the_boundaries_as_tokens(tokenizer, tiny_processor) -> None:
     ids = tokenizer("a<audio><|audio|></audio>b", add_special_tokens=False)["input_ids"]
-    assert ids[1:-1] == [TEXT_VOCAB_SIZE, TEXT_VOCAB_SIZE + 1, TEXT_VOCAB_SIZE + 2]
-    vocabulary = tokenizer.get_vocab()
-    assert {token: vocabulary[token] for token in vocabulary if token not in ADDED} == {
-        token: id_
-        for token, id_ in tiny_processor.tokenizer.get_vocab().items()
-        if token not in ("<audio>", "<|audio_slot|>", "</audio>")
-    }
+    assert ids[1:-1] == list(ADDED.values())
+    theirs, ours = ({**one.get_vocab()} for one in (tokenizer, tiny_processor.tokenizer))
+    ours["<|audio|>"] = ours.pop("<|audio_slot|>")
+    assert theirs == ours
     assert tokenizer.eos_token == tiny_processor.tokenizer.eos_token
     assert tokenizer.decode(ids, skip_special_tokens=True) == "ab"
 
@@ -271,22 +233,20 @@ def test_the_tokenizer_has_the_boundaries_as_tokens(exported, tiny_processor) ->
         ([{"type": "media_marker", "text": "<__media__>"}], "<audio><__media__></audio>"),
     ],
 )
-def test_the_chat_template_puts_the_boundaries_around_each_recording(exported, tiny_processor, content, expected):
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported)
-    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": content}]
-    plain = [turns[0], {"role": "user", "content": expected}]
-    found = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    own = tiny_processor.tokenizer.apply_chat_template(plain, tokenize=False, add_generation_prompt=True)
+def test_the_chat_template_puts_the_boundaries_around_each_recording(tokenizer, tiny_processor, content, expected):
+    found, own = (
+        one.apply_chat_template([{"role": "user", "content": said}], tokenize=False, add_generation_prompt=True)
+        for one, said in ((tokenizer, content), (tiny_processor.tokenizer, expected))
+    )
     assert found == own
 
 
-def test_a_message_keeps_what_else_is_in_it(exported) -> None:
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported)
+def test_a_message_keeps_what_else_is_in_it(tokenizer) -> None:
     shown = "{% for message in messages %}{{ message['tool_calls'] }}{{ message['content'] or '' }}{% endfor %}"
     turns = [
         {"role": "assistant", "content": content, "tool_calls": "CALL"} for content in (None, "said", "<|audio|>")
     ]
-    found = tokenizer.apply_chat_template(turns, chat_template=chat_template(shown), tokenize=False)
+    found = tokenizer.apply_chat_template(turns, chat_template=TEMPLATE_PREAMBLE + shown, tokenize=False)
     assert found == "CALLCALLsaidCALL<audio><|audio|></audio>"
 
 
@@ -296,12 +256,14 @@ def test_a_message_keeps_what_else_is_in_it(exported) -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"projector_readout": "pieces"}, "projector_readout is 'pieces'.*--projector_readout direct"),
         ({"lora_adapters": {"speech": {}, "sound": {}}}, r"the adapters \['speech', 'sound'\]"),
         ({"text_config": {"model_type": "granite"}}, "language model is 'granite'"),
         ({"audio_config": whisper_config(num_mel_bins=64)}, "num_mel_bins is 64"),
         ({"audio_begin_token_id": TEXT_VOCAB_SIZE + 7}, "audio token ids are"),
-        ({"projector_readout": "pieces", "projector_norm_eps": 0.1}, r"pieces.*projector_norm_eps is 0\.1"),
+        (
+            {"projector_readout": "pieces", "projector_norm_eps": 0.1},
+            r"projector_readout is 'pieces'.*--projector_readout direct.*projector_norm_eps is 0\.1",
+        ),
     ],
 )
 def test_what_the_layout_cannot_hold_is_named(fields, message) -> None:
@@ -312,54 +274,44 @@ def test_what_the_layout_cannot_hold_is_named(fields, message) -> None:
 
 
 def test_a_processor_that_is_not_the_models_is_refused(tiny_bases, tiny_model) -> None:
-    with pytest.raises(ExportError, match=r"stack_factor 2.*4"):
-        check_processor(tiny_model.config, AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases, stack_factor=2))
-    processor = AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases)
-    processor.feature_extractor.hop_length = 80
-    with pytest.raises(ExportError, match=r"hop_length is 80.*160"):
-        check_processor(tiny_model.config, processor)
-    processor = AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases)
-    processor.tokenizer.add_tokens(["<|audio|>"], special_tokens=True)
-    with pytest.raises(ExportError, match=r"a meaning of its own for <\|audio\|>"):
-        check_processor(tiny_model.config, processor)
+    other, hop, token = (
+        AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases, stack_factor=factor) for factor in (2, 4, 4)
+    )
+    hop.feature_extractor.hop_length = 80
+    token.tokenizer.add_tokens(["<|audio|>"], special_tokens=True)
+    for processor, message in (
+        (other, r"stack_factor 2.*4"),
+        (hop, r"hop_length is 80.*160"),
+        (token, r"a meaning of its own for <\|audio\|>"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            check_processor(tiny_model.config, processor)
 
 
-def test_wrong_arguments_are_named_and_nothing_is_written(checkpoint, tmp_path, capsys) -> None:
-    used = tmp_path / "used"
+def test_what_goes_wrong_is_said_and_nothing_is_written(checkpoint, tmp_path, monkeypatch, run) -> None:
+    used, new = tmp_path / "used", tmp_path / "new"
     used.mkdir()
     (used / "file.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    for arguments, message in (
-        (["--output", used], "has files in it already"),
-        (["--output", used / "file.txt"], "is a file"),
-        (["--output", tmp_path / "new", "--dtype", "int8"], "invalid choice: 'int8'"),
-        (["--output", tmp_path / "new", "--model", used], "has no config.json"),
-    ):
-        with pytest.raises(SystemExit) as caught:
-            main(["--model", str(checkpoint), *map(str, arguments)])
-        assert caught.value.code == 2 and message in capsys.readouterr().err
-    assert sorted(tmp_path.rglob("*")) == before
 
+    def fails(*arguments: object, code: int = 2) -> str:
+        printed = run(main, "--model", checkpoint, *arguments, code=code)
+        assert sorted(tmp_path.rglob("*")) == before
+        return printed.err
 
-@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
-def test_a_failed_export_leaves_nothing(error, checkpoint, tmp_path, monkeypatch, capsys) -> None:
-    def fail(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(export_module, "save_torch_state_dict", fail)
-    before = sorted(tmp_path.iterdir())
-    with pytest.raises(SystemExit) as caught:
-        main(["--model", str(checkpoint), "--output", str(tmp_path / "out")])
-    assert caught.value.code == (2 if isinstance(error, OSError) else 130)
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_too_small_a_disk_is_refused_before_writing(checkpoint, tmp_path, monkeypatch) -> None:
+    assert "has files in it already" in fails("--output", used)
+    assert "is a file" in fails("--output", used / "file.txt")
+    assert "invalid choice: 'int8'" in fails("--output", new, "--dtype", "int8")
+    assert "has no config.json" in fails("--output", new, "--model", used)
+    for error, code in ((OSError("No space left on device"), 2), (KeyboardInterrupt(), 130)):
+        monkeypatch.setattr(export_module, "save_torch_state_dict", lambda *_, error=error, **__: throw(error))
+        fails("--output", new, code=code)
     monkeypatch.setattr(export_module, "SPARE_BYTES", 10**18)
-    options = ExportArguments(str(checkpoint), str(tmp_path / "out"))
-    with pytest.raises(ExportError, match="GB are free there"):
-        export(options)
-    assert not (tmp_path / "out").exists()
+    assert "GB are free there" in fails("--output", new)
+
+
+def throw(error: BaseException) -> None:
+    raise error
 
 
 def test_stack_factors_that_llama_cpp_miscounts_are_known() -> None:

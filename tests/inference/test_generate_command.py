@@ -32,84 +32,70 @@ class Terminal(io.StringIO):
         return super().write(text)
 
 
-def speech(path: str) -> list[dict]:
-    """A conversation of a recording without words."""
-    return [{"role": "user", "content": [{"type": "audio", "path": path}]}]
-
-
-def test_it_prints_the_models_answer(checkpoint, clips, tiny_model, tiny_processor, capsys) -> None:
+def test_it_prints_the_models_answer(checkpoint, clips, tiny_model, tiny_processor, run) -> None:
     two = "Is <audio> like <audio>?"
     for words, conversation, tokens in (
         (["--audio", *clips[:2], "--prompt", two, "--max_new_tokens", "12"], ask(two, *clips[:2]), 12),
         (["--audio", clips[0], "--max-new-tokens", "3"], ask("<audio>\nTranscribe the speech.", clips[0]), 3),
-        (["--audio", clips[0], "--prompt", "", "--max_new_tokens", "8"], speech(clips[0]), 8),
-        (["--prompt", "Hi?", "--max_new_tokens", "8", "--system", "Be brief."], ask("Hi?", system="Be brief."), 8),
+        (["--audio", clips[0], "--prompt", "", "--max_new_tokens", "8"], ask(None, clips[0]), 8),
+        (["--prompt", "Hi?", "--max_new_tokens", "3", "--system", "Be brief."], ask("Hi?", system="Be brief."), 3),
     ):
-        main(["--model", str(checkpoint), *words])
-        printed = capsys.readouterr()
+        printed = run(main, "--model", checkpoint, *words)
         expected = answer(tiny_model, tiny_processor, [conversation], max_new_tokens=tokens)[0]
         assert printed.out == f"{expected}\n" and expected
-    assert main(["--model", str(checkpoint), "--prompt", "Hello?", "--max_new_tokens", "1"]) is None
-    assert "The answer was cut at 1 tokens; --max_new_tokens sets another bound." in capsys.readouterr().err
+    assert "The answer was cut at 3 tokens; --max_new_tokens sets another bound." in printed.err
 
 
-def test_on_a_terminal_the_answer_comes_in_pieces_and_ctrl_c_ends_it(checkpoint, clips, monkeypatch) -> None:
+def test_on_a_terminal_the_answer_comes_in_pieces_and_ctrl_c_ends_it(checkpoint, clips, monkeypatch, run) -> None:
     command = ["--model", str(checkpoint), "--audio", clips[0], "--max_new_tokens"]
-    printed = []
-    for extra in ([], ["--no_stream"]):
-        monkeypatch.setattr(sys, "stdout", Terminal())
-        main([*command, "12", *extra])
-        printed.append(sys.stdout)
-    streamed, whole = printed
+    streamed, whole, stopped = Terminal(), Terminal(), Terminal(interrupt_after=3)
+    for terminal, options in ((streamed, ["12"]), (whole, ["12", "--no_stream"])):
+        monkeypatch.setattr(sys, "stdout", terminal)
+        main([*command, *options])
     assert streamed.getvalue() == whole.getvalue() != "\n"
     assert len(streamed.pieces) > 5 and len(whole.pieces) == 2
-    terminal = Terminal(interrupt_after=3)
-    monkeypatch.setattr(sys, "stdout", terminal)
-    with pytest.raises(SystemExit) as caught:
-        main([*command, "900"])
-    assert caught.value.code == 130
-    assert terminal.getvalue().endswith("\n") and len(terminal.pieces) < 30
+    monkeypatch.setattr(sys, "stdout", stopped)
+    run(main, *command, "900", code=130)
+    assert stopped.getvalue().endswith("\n") and len(stopped.pieces) < 30
 
 
-def test_draws_depend_on_seed_temperature_and_top_p(checkpoint, capsys) -> None:
-    def drawn(*extra: str) -> str:
-        main(["--model", str(checkpoint), "--prompt", "Hello?", "--max_new_tokens", "16", *extra])
-        return capsys.readouterr().out
+def test_draws_depend_on_seed_temperature_and_top_p(checkpoint, run) -> None:
+    def drawn(temperature: str, *extra: str) -> str:
+        words = ["--prompt", "Hi", "--max_new_tokens", "16", "--temperature", temperature]
+        return run(main, "--model", checkpoint, *words, *extra).out
 
-    greedy, one = drawn(), drawn("--temperature", "1", "--seed", "1")
-    other, hot = drawn("--temperature", "1", "--seed", "2"), drawn("--temperature", "9", "--seed", "1")
-    assert one == drawn("--temperature", "1", "--seed", "1") and len({greedy, one, other, hot}) == 4
-    assert drawn("--temperature", "1", "--seed", "1", "--top_p", "0.0001") == greedy
+    greedy, one = drawn("0"), drawn("1", "--seed", "1")
+    assert len({greedy, one, drawn("1", "--seed", "2"), drawn("9", "--seed", "1")}) == 4
+    assert one == drawn("1", "--seed", "1")
+    assert drawn("1", "--seed", "1", "--top_p", "0.0001") == greedy
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (["--audio", "/no/such.wav"], "/no/such.wav"),
-        (["--audio", "BAD"], "bad.wav"),
-        (["--audio", "CLIP", "CLIP"], "give --prompt, with one <audio> per file"),
-        (["--prompt", ""], "there is nothing to answer"),
-        (["--audio", "CLIP", "--prompt", "<audio> <audio>"], "has 2 <audio> for 1 recordings"),
-        (["--prompt", "x", "--max_new_tokens", "0"], "--max_new_tokens is 0; expected at least 1"),
-        (["--prompt", "x", "--temperature", "-1"], "--temperature is -1; expected 0 or more"),
-        (["--prompt", "x", "--seed", "5"], "--seed does nothing without sampling"),
+        ("--audio /no/such.wav", "/no/such.wav"),
+        ("--audio BAD", "bad.wav"),
+        ("--audio BAD BAD", "give --prompt, with one <audio> per file"),
+        ("--prompt=", "there is nothing to answer"),
+        ("--prompt <audio>", "has 1 <audio> for 0 recordings"),
+        ("--prompt x --max_new_tokens 0", "--max_new_tokens is 0; expected at least 1"),
+        ("--prompt x --temperature -1", "--temperature is -1; expected 0 or more"),
+        ("--prompt x --top_p 2", "--top_p is 2; expected more than 0, and at most 1"),
+        ("--prompt x --seed 5", "--seed does nothing without sampling"),
     ],
 )
 def test_what_is_wrong_is_named_before_the_model_is_loaded(
-    extra, message, tiny_model, tiny_processor, clips, tmp_path, capsys
+    extra, message, tiny_model, tiny_processor, tmp_path, run
 ) -> None:
     tiny_processor.save_pretrained(tmp_path / "no_weights")
     tiny_model.config.save_pretrained(tmp_path / "no_weights")
     (tmp_path / "bad.wav").write_bytes(b"this is not sound")
-    places = {"CLIP": clips[0], "BAD": str(tmp_path / "bad.wav")}
-    with pytest.raises(SystemExit) as caught:
-        main(["--model", str(tmp_path / "no_weights"), *[places.get(word, word) for word in extra]])
-    assert caught.value.code == 2
-    assert message in capsys.readouterr().err
+    words = extra.replace("BAD", str(tmp_path / "bad.wav")).split()
+    assert message in run(main, "--model", tmp_path / "no_weights", *words, code=2).err
 
 
 @pytest.mark.parametrize("after_tokens", [0, 4])
-def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypatch, capsys) -> None:
+def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypatch, run) -> None:
     """In the middle of an answer: what there is of it, and what would take less, instead of a traceback."""
 
     def session_that_runs_out(model, *arguments, **options) -> Session:
@@ -126,7 +112,6 @@ def test_memory_that_runs_out_is_said(after_tokens, checkpoint, clips, monkeypat
     terminal = Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     monkeypatch.setattr(generate, "Session", session_that_runs_out)
-    with pytest.raises(SystemExit):
-        main(["--model", str(checkpoint), "--audio", clips[0], "--max_new_tokens", "20"])
-    assert re.search(f"Memory ran out after {after_tokens} tokens.*--load_in_8bit", capsys.readouterr().err)
+    printed = run(main, "--model", checkpoint, "--audio", clips[0], "--max_new_tokens", "20", code=1)
+    assert re.search(f"Memory ran out after {after_tokens} tokens.*--load_in_8bit", printed.err)
     assert bool(terminal.getvalue().strip()) == bool(after_tokens)

@@ -39,18 +39,13 @@ def test_transcripts_are_those_of_the_transcriber(model, files) -> None:
     one = model.transcribe(Path(files[0]), **FEW)
     assert isinstance(one, Transcript) and (one.text, one.audio) == (expected[0].text, files[0])
     assert model.transcribe(files[0], max_new_tokens=3).text != one.text
-
-
-def test_recordings_of_every_kind(model, files) -> None:
     waveform = soundfile.read(files[0], dtype="float32")[0]
     data = Path(files[0]).read_bytes()
     url = f"data:audio/wav;base64,{base64.b64encode(data).decode()}"
     kinds = [waveform, data, url, {"array": waveform, "sampling_rate": RATE}]
-    expected = model.transcribe(files[0], **FEW)
     for found in (*model.transcribe(kinds, **FEW), model.transcribe(waveform, **FEW)):
-        assert (found.text, found.seconds) == (expected.text, expected.seconds)
-        assert found.audio == "waveform"
-    assert model.transcribe(waveform, sampling_rate=2 * RATE, **FEW).seconds == pytest.approx(expected.seconds / 2)
+        assert (found.text, found.seconds, found.audio) == (one.text, one.seconds, "waveform")
+    assert model.transcribe(waveform, sampling_rate=2 * RATE, **FEW).seconds == pytest.approx(one.seconds / 2)
     given, named = ({"array": waveform, "sampling_rate": 2 * RATE}, {"sampling_rate": 2 * RATE})
     assert model.ask(waveform, "What is it?", **FEW, **named) == model.ask(given, "What is it?", **FEW)
 
@@ -59,18 +54,16 @@ def test_what_cannot_be_used_is_named(model, files, tmp_path) -> None:
     missing = str(tmp_path / "missing.wav")
     first, second = model.transcribe([missing, files[0]], **FEW)
     assert isinstance(first, Failure) and "missing.wav" in first.reason and isinstance(second, Transcript)
-    with pytest.raises(AudioError, match="missing"):
-        model.transcribe(missing)
-    with pytest.raises(TypeError, match="window"):
-        model.transcribe(files[0], window=3)
-    with pytest.raises(ValueError, match=r"^window_seconds is 31; expected"):
-        model.transcribe(files[0], window_seconds=31)
-    with pytest.raises(ValueError, match="batch_size is 0"):
-        model.transcribe(files[0], batch_size=0)
-    with pytest.raises(ValueError, match="'letter'"):
-        model.transcribe(files[0], timestamps="letter")
-    with pytest.raises(ValueError, match="--projector_readout pieces"):
-        model.transcribe(files[0], timestamps="word")
+    for file, options, kind, message in (
+        (missing, {}, AudioError, "missing"),
+        (files[0], {"window": 3}, TypeError, "window"),
+        (files[0], {"window_seconds": 31}, ValueError, r"^window_seconds is 31; expected"),
+        (files[0], {"batch_size": 0}, ValueError, "batch_size is 0"),
+        (files[0], {"timestamps": "letter"}, ValueError, "'letter'"),
+        (files[0], {"timestamps": "word"}, ValueError, "--projector_readout pieces"),
+    ):
+        with pytest.raises(kind, match=message):
+            model.transcribe(file, **options)
     with pytest.raises(ValueError, match="timestamps='word'"):
         _ = second.words
     with pytest.raises(CheckpointError):

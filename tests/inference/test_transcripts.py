@@ -3,17 +3,7 @@
 import json
 
 from audiollm.inference.transcribing import PartialTranscript, Phrase
-from audiollm.inference.transcripts import (
-    Passage,
-    Skipped,
-    Transcript,
-    add_skipped,
-    as_json,
-    as_srt,
-    as_text,
-    as_vtt,
-    write_transcript,
-)
+from audiollm.inference.transcripts import Passage, Skipped, Transcript, Word, add_skipped, write_transcript
 
 TRANSCRIPT = Transcript(
     "é 1.wav",
@@ -28,28 +18,42 @@ TRANSCRIPT = Transcript(
 )
 
 
-def test_the_forms_are_exact() -> None:
-    assert as_text(TRANSCRIPT) == "Bonjour, ça va? --> <b> & so on\nEnd.\n"
-    assert as_srt(TRANSCRIPT) == (
+def written(transcript: Transcript, folder) -> dict[str, str]:
+    """Return what is in the files of a transcript, by their endings."""
+    stem = folder / "a folder" / "v1.2 é"
+    write_transcript(transcript, stem, ["txt", "srt", "vtt", "json"])
+    return {path.name.removeprefix("v1.2 é."): path.read_text(encoding="utf-8") for path in stem.parent.iterdir()}
+
+
+def test_the_forms_are_exact(tmp_path) -> None:
+    files = written(TRANSCRIPT, tmp_path)
+    assert files["txt"] == "Bonjour, ça va? --> <b> & so on\nEnd.\n"
+    assert files["srt"] == (
         "1\n00:00:00,000 --> 00:00:01,250\nBonjour, ça va? -> <b> & so on\n\n2\n01:01:01,000 --> 01:01:40,500\nEnd.\n"
     )
-    assert as_vtt(TRANSCRIPT) == (
+    assert files["vtt"] == (
         "WEBVTT\n\n00:00:00.000 --> 00:00:01.250\nBonjour, ça va? -&gt; &lt;b&gt; &amp; so on\n\n"
         "01:01:01.000 --> 01:01:40.500\nEnd.\n"
     )
-    content = json.loads(as_json(TRANSCRIPT))
+    content = json.loads(files["json"])
     assert content["text"] == "Bonjour, ça va? --> <b> & so on End." and content["audio"] == "é 1.wav"
     assert [window.get("is_cut_off", False) for window in content["windows"]] == [False, False, True]
     assert content["skipped"] == [{"start_s": 2.0, "end_s": 3661.0, "reason": "silence"}]
-    empty = Transcript("a", 1.0)
-    assert (as_text(empty), as_srt(empty), as_vtt(empty)) == ("", "", "WEBVTT\n")
+    files = written(Transcript("a", 1.0), tmp_path)
+    assert (files["txt"], files["srt"], files["vtt"]) == ("", "", "WEBVTT\n")
 
 
-def test_formats_are_written(tmp_path) -> None:
-    stem = tmp_path / "a folder" / "v1.2 é"
-    write_transcript(TRANSCRIPT, stem, ["txt"])
-    (path,) = stem.parent.iterdir()
-    assert path.name == "v1.2 é.txt" and path.read_text(encoding="utf-8") == as_text(TRANSCRIPT)
+def test_subtitles_by_words_are_short_lines_that_end_at_pauses(tmp_path) -> None:
+    starts = [0.25 * number for number in range(12)] + [4.0, 4.25]
+    words = tuple(Word(f"word{start:g}", start, start + 0.2, 0.5) for start in starts)
+    text = " ".join(word.text for word in words)
+    srt = written(Transcript("a", 5.0, [Passage(0.0, 5.0, text, words=words)], timestamps="word"), tmp_path)["srt"]
+    assert [cue.splitlines()[1:] for cue in srt.split("\n\n")] == [
+        ["00:00:00,000 --> 00:00:01,200", "word0 word0.25 word0.5 word0.75 word1"],
+        ["00:00:01,250 --> 00:00:02,450", "word1.25 word1.5 word1.75 word2 word2.25"],
+        ["00:00:02,500 --> 00:00:02,950", "word2.5 word2.75"],
+        ["00:00:04,000 --> 00:00:04,450", "word4 word4.25"],
+    ]
 
 
 def test_stretches_without_a_voice_are_joined() -> None:
