@@ -189,7 +189,7 @@ def test_what_is_too_long_is_refused_with_both_lengths(session_of) -> None:
     with pytest.raises(ContextLengthError, match=r"is \d{3} tokens long, but the language model can hold 64"):
         session.ask("x" * 100)
     assert session.messages == []
-    recording = Recording.load(noise(5.0), tiny_processor)
+    recording = Recording.load(noise(5.0), session.processor)
     with pytest.raises(ContextLengthError):
         session.ask("Who?", recording)
     refused = weakref.ref(recording)

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -265,9 +267,28 @@ def test_a_broken_run_goes_on_and_ends_with_the_same_bytes(transcribe, sounds, t
     transcribe(*arguments, tmp_path / "whole", "--overwrite")
 
 
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(checkpoint, tmp_path) -> None:
+    soundfile.write(tmp_path / "long.wav", np.tile(in_a_row(prompts(8), [0.4] * 9), 12), RATE)
+    arguments = [str(tmp_path / "long.wav"), "--output_format", "all", "--batch_size", "1", "--max_new_tokens", "60"]
+    arguments += ["--model", str(checkpoint), "--no_progress", "--output_dir"]
+    command = [sys.executable, "-m", "audiollm.inference.transcribe", *arguments, str(tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    partial = tmp_path / "killed/long.partial.jsonl"
+    while process.poll() is None and not (partial.exists() and partial.read_bytes().count(b"\n") > 4):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and list((tmp_path / "killed").iterdir()) == [partial]
+    for name in ("killed", "whole"):
+        main([*arguments, str(tmp_path / name)])
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole") and len(contents(tmp_path / "whole")) == 4
+
+
 #: Of the process' own memory: `ru_maxrss` would be that of the one which started it, where that is more.
 PEAK_MEMORY = """
 import sys
+import time
 from pathlib import Path
 from audiollm.inference.transcribe import main
 main(sys.argv[1:])
