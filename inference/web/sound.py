@@ -63,4 +63,4 @@ def picture(waveform: np.ndarray, processor: AudioLlmProcessor) -> str:
     figure.savefig(file, format="png", transparent=True)
     data = base64.b64encode(file.getvalue()).decode()
     alt = html.escape(f"Waveform and log-mel features of {clock(seconds)} of sound")
-    return f'<figure class="sound"><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+    return f'<figure><img alt="{alt}" style="width: 100%" src="data:image/png;base64,{data}"></figure>'
