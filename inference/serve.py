@@ -8,7 +8,6 @@ It serves one model to programs on this machine. --host opens it to others, who 
 Answers are greedy unless a request gives a temperature. Ctrl-C stops it.
 """
 
-import importlib
 import os
 import socket
 from collections.abc import Sequence
@@ -36,8 +35,7 @@ from .transcribing import TranscribingSettings
 if TYPE_CHECKING:
     from .serving.service import ServingSettings
 
-#: Libraries of the extra `serving`.
-LIBRARIES = ("starlette", "uvicorn", "pydantic", "python_multipart")
+NEEDS_LIBRARIES = 'serving needs libraries that are not installed ({error}): pip install "audiollm[serving]"'
 API_KEY_VARIABLE = "AUDIOLLM_API_KEY"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 DEFAULT_PORT = 8000
@@ -119,20 +117,6 @@ class ServeArguments(LoadingArguments):
         )
 
 
-def check_libraries() -> None:
-    """
-    Raises:
-        MissingLibraryError: a library of the extra `serving` is not installed.
-    """
-    for name in LIBRARIES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise MissingLibraryError(
-                f'serving needs libraries that are not installed ({error}): pip install "audiollm[serving]"'
-            ) from error
-
-
 def bind(host: str, port: int) -> socket.socket:
     """
     Return a socket that is bound to an address.
@@ -156,7 +140,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm serve`."""
     options = parse(ServeArguments, "serve", __doc__, arguments)
     with ending("serve"):
-        check_libraries()
+        try:
+            import python_multipart  # noqa: F401  # which Starlette imports when a form comes
+            import uvicorn
+
+            from .serving.app import create_app
+        except ImportError as error:
+            raise MissingLibraryError(NEEDS_LIBRARIES.format(error=error)) from error
         checkpoint, processor = options.find()
         transcribing = options.transcribing_settings(
             checkpoint,
@@ -168,11 +158,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         listening = bind(options.host, options.port)  # before a model is loaded for minutes
         tell(f"Loading {checkpoint} …")
         model = options.load_model(checkpoint)
-
-        import uvicorn
-
-        from .serving.app import create_app
-
         _announce(settings, options.host, listening)
         config = uvicorn.Config(
             create_app(model, processor, settings),

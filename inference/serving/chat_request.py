@@ -6,11 +6,10 @@ server cannot do is refused by name.
 """
 
 import base64
-import binascii
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from .responses import ApiError, invalid
 
@@ -40,14 +39,14 @@ INSTEAD = {
     "tools": "The model calls no tools: give tool_choice 'none', or leave tools out.",
     "n": "One answer is written for each request: give 1.",
 }
-AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "mp4", "webm", "aac", "aiff")
 #: Before base64, where a recording is written as a `data:` URL.
 DATA_URL, DATA_URL_MARK = "data:", ";base64,"
 AUDIO_PLACEHOLDER = "<audio>"
 MAX_STOP_STRINGS = 16
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 DEFAULT_TEMPERATURE = 1.0
-PARTS_FIELD = "content"
+#: pydantic puts the kind of a part before its fields.
+PART_KINDS = ("text", "input_audio")
 #: Role of messages that hold what a tool returned.
 RESULT_ROLE = "tool"
 
@@ -55,7 +54,7 @@ RESULT_ROLE = "tool"
 class _Body(BaseModel):
     """Part of a body; values are not converted, unknown fields are ignored, and so are those that are null."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True, ser_json_bytes="base64")
 
     @model_validator(mode="before")
     @classmethod
@@ -70,11 +69,22 @@ class TextPart(_Body):
     text: str
 
 
+def _decoded(data: Any) -> bytes:
+    """Return the bytes of a file in base64; pydantic makes a ValueError the fault of the field."""
+    if not isinstance(data, str):
+        raise ValueError("expected text")
+    if data.startswith(DATA_URL):
+        data = data.partition(DATA_URL_MARK)[2]
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise ValueError(f"expected the bytes of a file in base64 ({error})") from None
+
+
 class AudioBytes(_Body):
     """A file in base64; its format is read from the bytes."""
 
-    data: str
-    format: Literal[AUDIO_FORMATS] | None = None  # type: ignore[valid-type]  # a tuple of names
+    data: Annotated[bytes, BeforeValidator(_decoded)]
 
 
 class AudioPart(_Body):
@@ -83,23 +93,6 @@ class AudioPart(_Body):
     type: Literal["input_audio"]
     input_audio: AudioBytes
     _where: str = PrivateAttr("")  # its place in the request, for errors
-
-    def file(self) -> bytes:
-        """
-        Return the bytes of the file.
-
-        Raises:
-            ApiError: the data is not base64.
-        """
-        data = self.input_audio.data
-        if data.startswith(DATA_URL):
-            data = data.partition(DATA_URL_MARK)[2]
-        try:
-            return base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError) as error:
-            where = f"{self._where}.input_audio.data"
-            message = f"{where} is not base64 ({error}); expected the bytes of a file, encoded."
-            raise invalid(message, where, "invalid_audio") from None
 
 
 class FunctionCall(_Body):
@@ -133,10 +126,10 @@ class Message(_Body):
     def _content_as_parts(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        content = given.get(PARTS_FIELD)
+        content = given.get("content")
         if content is None and given.get("tool_calls"):
             content = []
-        return {**given, PARTS_FIELD: [{"type": "text", "text": content}] if isinstance(content, str) else content}
+        return {**given, "content": [{"type": "text", "text": content}] if isinstance(content, str) else content}
 
 
 class ChatRequest(_Body):
@@ -257,13 +250,11 @@ def _tools_as_text(messages: list[Message]) -> list[Message]:
 def about_field(error: ValidationError) -> ApiError:
     """Return the first fault by the name of its field, without the value, which may be long."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    before = [None, None, *first["loc"]]
-    field = "".join(
-        f"[{step}]" if isinstance(step, int) else f".{step}"
-        for step, *last in zip(first["loc"], before[1:], before)
-        if not (isinstance(last[0], int) and last[1] == PARTS_FIELD)  # pydantic's name for the kind of part
-    ).removeprefix(".")
+    steps = [
+        step
+        for before, step in zip((None, *first["loc"]), first["loc"])
+        if not (isinstance(before, int) and step in PART_KINDS)
+    ]
+    field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"].startswith("union_tag"):
-        message = "expected a part of type 'text', or 'input_audio' with base64 data"
     return invalid(f"{field}: {message}." if field else f"{message}.", field or None)

@@ -15,7 +15,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 from weakref import WeakSet
 
-from audiollm.processing import AudioError
 from starlette.requests import Request
 
 from ..recordings import COPY_BYTES, read_bounded
@@ -329,8 +328,6 @@ class Service:
             samples = sum(len(block) for block in read_bounded(path, rate, name, max_seconds, limit, stop))
             if stop.is_set():
                 raise GoneError
-            if not samples:
-                raise AudioError(f"{name}: holds no samples.")
             yield path, samples / rate
 
 
