@@ -107,14 +107,9 @@ class ServeArguments(LoadingArguments):
         from .serving.service import ServingSettings
 
         same = ("api_key", "max_upload_mb", "max_audio_seconds", "max_new_tokens", "max_requests")
-        return ServingSettings(
-            name=name,
-            **{each: getattr(self, each) for each in same},
-            kept_sessions=self.kept_conversations,
-            is_local=is_loopback(self.host),
-            allow_origins=tuple(self.allow_origins),
-            transcribing=transcribing,
-        )
+        given = {each: getattr(self, each) for each in same}
+        given |= {"kept_sessions": self.kept_conversations, "is_local": is_loopback(self.host)}
+        return ServingSettings(name, allow_origins=tuple(self.allow_origins), transcribing=transcribing, **given)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -170,23 +165,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _announce(settings: "ServingSettings", host: str, listening: socket.socket) -> None:
     """Print name and address of the server, and examples of requests."""
-    port = listening.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
-    tell(
-        EXAMPLES.format(
-            name=settings.name,
-            url=f"http://{shown}:{port}",
-            whom="programs on this machine" if settings.is_local else "everybody who reaches this machine",
-            header="" if settings.api_key is None else ' -H "Authorization: Bearer $KEY"',
-            key='"none"' if settings.api_key is None else "KEY",
-        )
-    )
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    whom = "programs on this machine" if settings.is_local else "everybody who reaches this machine"
+    has_key = settings.api_key is not None
+    header, key = (' -H "Authorization: Bearer $KEY"', "KEY") if has_key else ("", '"none"')
+    tell(EXAMPLES.format(name=settings.name, url=url, whom=whom, header=header, key=key))
     if not settings.is_local:
-        lock = "without an API key" if settings.api_key is None else "with an API key that travels unencrypted"
-        tell(
-            f"Warning: {host} is reached from other machines, {lock}. Put a proxy with TLS before it, or leave --host "
-            "out."
-        )
+        lock = "with an API key that travels unencrypted" if has_key else "without an API key"
+        tell(f"Warning: {host} is reached from other machines, {lock}. Put a proxy with TLS before it.")
 
 
 if __name__ == "__main__":

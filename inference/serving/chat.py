@@ -38,7 +38,7 @@ async def complete(request: Request) -> Response:
     del body
     service.check_model(asked.model)
     answering = Answering(service, asked, caller_of(request, asked.user, asked.prompt_cache_key))
-    items = service.start(answering.run).items(request)
+    items = service.items(answering.run, request)
     head = {"id": f"{ID_PREFIX}{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
     if asked.stream:
         with_usage = asked.stream_options.get("include_usage") is True

@@ -37,7 +37,6 @@ INSTEAD = {
     "presence_penalty": "Give repetition_penalty, a factor such as 1.1.",
     "response_format": "The model cannot promise JSON or a schema: ask for it in a message, and leave response_format out.",
     "tools": "The model calls no tools: give tool_choice 'none', or leave tools out.",
-    "n": "One answer is written for each request: give 1.",
 }
 #: Before base64, where a recording is written as a `data:` URL.
 DATA_URL, DATA_URL_MARK = "data:", ";base64,"
@@ -229,21 +228,19 @@ def _tools_as_text(messages: list[Message]) -> list[Message]:
     plain: list[Message] = []
     previous = ""
     for index, message in enumerate(messages):
-        texts = [str(call.function) for call in message.tool_calls]
-        is_result = message.role == RESULT_ROLE
-        if is_result:
+        role, lines = message.role, [str(call.function) for call in message.tool_calls]
+        if role == RESULT_ROLE:
             name = names.get(message.tool_call_id or "") or message.name or message.tool_call_id or "the tool"
             said = "".join(part.text for part in message.content if isinstance(part, TextPart))
-            texts, message.content = [f"Result of {name}: {said}"], []
-        if texts:
-            joined = "\n".join(texts)
+            lines, message.content, message.role = [f"Result of {name}: {said}"], [], "user"
+            if previous == RESULT_ROLE:
+                message.content = plain.pop().content
+        if lines:
+            joined = "\n".join(lines)
             _refuse_placeholder(joined, f"messages[{index}]")
             message.content.append(TextPart(type="text", text=f"\n{joined}" if message.content else joined))
-        if is_result and previous == RESULT_ROLE:
-            plain[-1].content += [TextPart(type="text", text="\n"), *message.content]
-        else:
-            plain.append(message)
-        previous, message.role = message.role, "user" if is_result else message.role
+        plain.append(message)
+        previous = role
     return plain
 
 

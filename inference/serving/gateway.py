@@ -96,8 +96,8 @@ class _Limited:
         if self._num_bytes > self._max_mb * BYTES_PER_MB:
             await _drain(self._receive, self._is_whole)
             self._is_whole = True
-            message = f"The request is larger than {self._max_mb:g} MB, the most that this server takes."
-            raise ApiError(TOO_LARGE, message, "too_large")
+            said = f"The request is larger than {self._max_mb:g} MB, the most that this server takes."
+            raise ApiError(TOO_LARGE, said, "too_large")
         return message
 
 

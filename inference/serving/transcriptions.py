@@ -60,7 +60,6 @@ class Asked(BaseModel):
     model: str | None = None
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     stream: bool = False
-    temperature: float = 0.0
     prompt: str = ""
     language: str = ""
     timestamp_granularities: list[Literal["word", "segment"]] = ["segment"]
@@ -107,7 +106,7 @@ async def transcribe(request: Request) -> Response:
     except ApiError:
         await form.close()
         raise
-    items = service.start(work_for(service, upload, settings, asked.stream)).items(request)
+    items = service.items(work_for(service, upload, settings, asked.stream), request)
     if asked.stream:
         return await as_event_stream(items, _events)
     async with aclosing(items):

@@ -35,36 +35,30 @@ class OwnFiles:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-        elif FILE_OF_ADDRESS.search(scope["path"]):
-            await _refusal(FORBIDDEN, ONLY_UPLOADS)(scope, receive, send)
-        elif scope["method"] in METHODS_WITHOUT_BODY or scope["path"] == UPLOAD_PATH:
-            await self.app(scope, receive, send)
-        elif not 0 <= int(Headers(scope=scope).get("content-length", "-1")) <= MAX_CALL_BYTES:
-            await _refusal(TOO_LARGE, ONLY_SMALL)(scope, receive, send)
-        else:
-            try:
-                body = await Request(scope, receive).body()
-            except ClientDisconnect:
-                return
-            unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+        app = self.app
+        if scope["type"] == "http":
+            is_call = scope["method"] not in METHODS_WITHOUT_BODY and scope["path"] != UPLOAD_PATH
+            if FILE_OF_ADDRESS.search(scope["path"]):
+                app = _refusal(FORBIDDEN, ONLY_UPLOADS)
+            elif is_call and not 0 <= int(Headers(scope=scope).get("content-length", "-1")) <= MAX_CALL_BYTES:
+                app = _refusal(TOO_LARGE, ONLY_SMALL)
+            elif is_call:
+                try:
+                    body = await Request(scope, receive).body()
+                    json.loads(body, object_hook=_check_path)
+                except (PermissionError, RecursionError):
+                    app = _refusal(FORBIDDEN, ONLY_UPLOADS)
+                except ClientDisconnect:
+                    return
+                except ValueError:  # a form, or nothing that Gradio would read either
+                    pass
+                unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+                beyond = receive
 
-            async def read_again() -> Message:
-                return unread.pop() if unread else await receive()
+                async def receive() -> Message:
+                    return unread.pop() if unread else await beyond()
 
-            await (_check(body) or self.app)(scope, read_again, send)
-
-
-def _check(body: bytes) -> JSONResponse | None:
-    """Return the answer to a call that is refused."""
-    try:
-        json.loads(body, object_hook=_check_path)
-    except (PermissionError, RecursionError):
-        return _refusal(FORBIDDEN, ONLY_UPLOADS)
-    except ValueError:  # a form, or nothing that Gradio would read either
-        pass
-    return None
+        await app(scope, receive, send)
 
 
 def _check_path(file: dict[str, Any]) -> None:

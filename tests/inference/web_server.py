@@ -36,9 +36,9 @@ class Slowed:
         self._hook.remove()
 
 
-def wait_for(condition: Callable[[], object]) -> None:
+def wait_for(condition: Callable[[], object], seconds: float = WAIT_SECONDS) -> None:
     """Wait for something to become true."""
-    end = time.monotonic() + WAIT_SECONDS
+    end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not come true in time"
         time.sleep(LOOK_SECONDS)
