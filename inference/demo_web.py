@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -37,8 +37,6 @@ from .session import DEFAULT_MAX_NEW_TOKENS
 BYTES_PER_MB = 1 << 20  # in Gradio's messages about the size of files
 #: The only way to tell Gradio where to put files.
 FILES_VARIABLE = "GRADIO_TEMP_DIR"
-#: Visitors whose conversations are kept; the longest idle ones are forgotten first.
-MAX_VISITORS = 32
 NEEDS_GRADIO = 'The page needs Gradio, which cannot be imported ({error}): pip install "audiollm[web]".'
 
 
@@ -97,40 +95,36 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
     from starlette.middleware import Middleware
 
     from .web.own_files import OwnFiles
-    from .web.page import LIMIT, STYLE_FILE, Page, theme
+    from .web.page import LIMIT, MAX_VISITORS, Page
 
     for path in options.examples:
         rate, seconds = processor.sampling_rate, options.max_audio_seconds
         deque(read_bounded(Path(path), rate, Path(path).name, seconds, LIMIT), maxlen=0)
-    with tempfile.TemporaryDirectory(prefix="audiollm-web-") as folder, ExitStack() as stack:
-        former = {name: os.environ[name] for name in (FILES_VARIABLE,) if name in os.environ}
-        stack.callback(os.environ.update, former)
+    with tempfile.TemporaryDirectory(prefix="audiollm-web-") as folder:
         os.environ[FILES_VARIABLE] = folder
-        stack.callback(os.environ.pop, FILES_VARIABLE)
         page = Page(model, processor, options, folder)
         user, _, password = (options.auth or "").partition(":")
-        _, url, _ = page.blocks.queue(status_update_rate=1).launch(
-            server_name=options.host,
-            server_port=options.port,
-            auth=(user, password) if options.auth else None,
-            share=options.share,
-            app_kwargs={"middleware": [Middleware(OwnFiles)]},
-            max_file_size=int(options.max_upload_mb * BYTES_PER_MB),
-            state_session_capacity=MAX_VISITORS,
-            theme=theme(),
-            css_paths=STYLE_FILE,
-            footer_links=[],
-            run_history=False,
-            enable_monitoring=False,
-            mcp_server=False,
-            ssr_mode=False,
-            pwa=False,
-            inbrowser=False,
-            prevent_thread_lock=True,
-            quiet=True,
-        )
-        stack.callback(page.blocks.close, verbose=False)
-        yield url
+        try:
+            _, url, _ = page.blocks.queue(status_update_rate=1).launch(
+                server_name=options.host,
+                server_port=options.port,
+                auth=(user, password) if options.auth else None,
+                share=options.share,
+                app_kwargs={"middleware": [Middleware(OwnFiles)]},
+                max_file_size=int(options.max_upload_mb * BYTES_PER_MB),
+                state_session_capacity=MAX_VISITORS,
+                footer_links=[],
+                run_history=False,
+                enable_monitoring=False,
+                mcp_server=False,
+                ssr_mode=False,
+                prevent_thread_lock=True,
+                quiet=True,
+            )
+            yield url
+        finally:
+            page.blocks.close(verbose=False)
+            os.environ.pop(FILES_VARIABLE, None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -8,7 +8,6 @@ It serves one model to programs on this machine. --host opens it to others, who 
 Answers are greedy unless a request gives a temperature. Ctrl-C stops it.
 """
 
-import importlib
 import os
 import socket
 from collections.abc import Sequence
@@ -36,8 +35,7 @@ from .transcribing import TranscribingSettings
 if TYPE_CHECKING:
     from .serving.service import ServingSettings
 
-#: Libraries of the extra `serving`.
-LIBRARIES = ("starlette", "uvicorn", "pydantic", "python_multipart")
+NEEDS_LIBRARIES = 'serving needs libraries that are not installed ({error}): pip install "audiollm[serving]"'
 API_KEY_VARIABLE = "AUDIOLLM_API_KEY"
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 DEFAULT_PORT = 8000
@@ -109,28 +107,9 @@ class ServeArguments(LoadingArguments):
         from .serving.service import ServingSettings
 
         same = ("api_key", "max_upload_mb", "max_audio_seconds", "max_new_tokens", "max_requests")
-        return ServingSettings(
-            name=name,
-            **{each: getattr(self, each) for each in same},
-            kept_sessions=self.kept_conversations,
-            is_local=is_loopback(self.host),
-            allow_origins=tuple(self.allow_origins),
-            transcribing=transcribing,
-        )
-
-
-def check_libraries() -> None:
-    """
-    Raises:
-        MissingLibraryError: a library of the extra `serving` is not installed.
-    """
-    for name in LIBRARIES:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise MissingLibraryError(
-                f'serving needs libraries that are not installed ({error}): pip install "audiollm[serving]"'
-            ) from error
+        given = {each: getattr(self, each) for each in same}
+        given |= {"kept_sessions": self.kept_conversations, "is_local": is_loopback(self.host)}
+        return ServingSettings(name, allow_origins=tuple(self.allow_origins), transcribing=transcribing, **given)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -156,7 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Entry of `audiollm serve`."""
     options = parse(ServeArguments, "serve", __doc__, arguments)
     with ending("serve"):
-        check_libraries()
+        try:
+            import python_multipart  # noqa: F401  # which Starlette imports when a form comes
+            import uvicorn
+
+            from .serving.app import create_app
+        except ImportError as error:
+            raise MissingLibraryError(NEEDS_LIBRARIES.format(error=error)) from error
         checkpoint, processor = options.find()
         transcribing = options.transcribing_settings(
             checkpoint,
@@ -168,11 +153,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         listening = bind(options.host, options.port)  # before a model is loaded for minutes
         tell(f"Loading {checkpoint} …")
         model = options.load_model(checkpoint)
-
-        import uvicorn
-
-        from .serving.app import create_app
-
         _announce(settings, options.host, listening)
         config = uvicorn.Config(
             create_app(model, processor, settings),
@@ -185,23 +165,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _announce(settings: "ServingSettings", host: str, listening: socket.socket) -> None:
     """Print name and address of the server, and examples of requests."""
-    port = listening.getsockname()[1]
-    shown = f"[{host}]" if ":" in host else host
-    tell(
-        EXAMPLES.format(
-            name=settings.name,
-            url=f"http://{shown}:{port}",
-            whom="programs on this machine" if settings.is_local else "everybody who reaches this machine",
-            header="" if settings.api_key is None else ' -H "Authorization: Bearer $KEY"',
-            key='"none"' if settings.api_key is None else "KEY",
-        )
-    )
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    whom = "programs on this machine" if settings.is_local else "everybody who reaches this machine"
+    has_key = settings.api_key is not None
+    header, key = (' -H "Authorization: Bearer $KEY"', "KEY") if has_key else ("", '"none"')
+    tell(EXAMPLES.format(name=settings.name, url=url, whom=whom, header=header, key=key))
     if not settings.is_local:
-        lock = "without an API key" if settings.api_key is None else "with an API key that travels unencrypted"
-        tell(
-            f"Warning: {host} is reached from other machines, {lock}. Put a proxy with TLS before it, or leave --host "
-            "out."
-        )
+        lock = "with an API key that travels unencrypted" if has_key else "without an API key"
+        tell(f"Warning: {host} is reached from other machines, {lock}. Put a proxy with TLS before it.")
 
 
 if __name__ == "__main__":

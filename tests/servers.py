@@ -1,18 +1,11 @@
-"""Servers for tests: the real command in a process of its own, and the same application in a thread of this one."""
+"""The application of `audiollm serve` in a thread of this process, and what its clients send."""
 
 import base64
 import io
-import os
-import re
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,51 +16,6 @@ from audiollm.inference.serving.app import create_app
 from audiollm.inference.serving.service import Service, ServingSettings
 
 RATE = 16_000
-STARTING_SECONDS = 120
-BANNER = re.compile(r"^Serving (\S+) at (http://\S+)/v1", re.MULTILINE)
-
-
-@dataclass
-class Command:
-    """A running `audiollm serve`."""
-
-    process: subprocess.Popen
-    log_path: Path
-    name: str
-    url: str
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text()
-
-    def stop(self, with_signal: int = signal.SIGTERM) -> int:
-        """Asks it to end; returns its status."""
-        self.process.send_signal(with_signal)
-        return self.process.wait(60)
-
-
-@contextmanager
-def command(folder: Path, *arguments: object, **environment: str) -> Iterator[Command]:
-    """`audiollm serve` with options, from when it says where it serves."""
-    log_path = folder / "serve.log"
-    call = [sys.executable, "-m", "audiollm.inference.serve", "--port", "0", *map(str, arguments)]
-    with open(log_path, "w") as log:
-        process = subprocess.Popen(
-            call,
-            stderr=log,
-            stdout=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment},
-        )
-    try:
-        deadline = time.monotonic() + STARTING_SECONDS
-        while "startup complete" not in log_path.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log_path.read_text()
-            time.sleep(0.05)
-        ((name, url),) = BANNER.findall(log_path.read_text())
-        yield Command(process, log_path, name, url)
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager

@@ -3,11 +3,11 @@
 import asyncio
 import hashlib
 import io
-import json
+import re
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -16,13 +16,15 @@ import torch
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from ..session import AnswerReport, ContextLengthError, Recording, Session, context_length, sampling_options
+from ..session import AnswerReport, Recording, Session, sampling_options
 from .chat_request import AUDIO_PLACEHOLDER, AudioPart, ChatRequest, Message, TextPart, read_chat_request
-from .responses import LAST_EVENT, GoneError, about_request, about_server, as_event_stream, event
+from .responses import LAST_EVENT, GoneError, about_request, as_event_stream, event
 from .service import Service, caller_of
 
 ID_PREFIX = "chatcmpl-"
 SEED_BITS = 63
+#: Pattern that nothing matches.
+NEVER = "(?!)"
 
 #: Results of the work for a request: the answer piece by piece, and at last its counts.
 Item = str | AnswerReport
@@ -36,19 +38,16 @@ async def complete(request: Request) -> Response:
     del body
     service.check_model(asked.model)
     answering = Answering(service, asked, caller_of(request, asked.user, asked.prompt_cache_key))
-    items = service.start(answering.run).items(request)
+    items = service.items(answering.run, request)
     head = {"id": f"{ID_PREFIX}{uuid.uuid4().hex}", "created": int(time.time()), "model": service.settings.name}
     if asked.stream:
         with_usage = asked.stream_options.get("include_usage") is True
         return await as_event_stream(items, lambda each: _events(each, head, with_usage))
-    text = ""
     async with aclosing(items):
-        async for item in items:
-            if isinstance(item, AnswerReport):
-                choice = _choice(item.finish_reason, message={"role": "assistant", "content": text})
-                return JSONResponse({**head, "object": "chat.completion", **choice, "usage": _usage(item)})
-            text += item
-    raise about_server(GoneError())
+        *texts, report = [item async for item in items]
+    assert isinstance(report, AnswerReport)
+    choice = _choice(report.finish_reason, message={"role": "assistant", "content": "".join(map(str, texts))})
+    return JSONResponse({**head, "object": "chat.completion", **choice, "usage": _usage(report)})
 
 
 async def _events(items: AsyncIterator[Item], head: dict[str, Any], with_usage: bool) -> AsyncIterator[str]:
@@ -99,7 +98,6 @@ class Answering:
         options |= sampling_options(asked.sampling_temperature, asked.top_p or 1.0)
         if asked.repetition_penalty is not None:
             options["repetition_penalty"] = asked.repetition_penalty
-        stops = StopStrings(asked.stop)
         given = ""
         with self.service.turns.take(stop):
             # Without a seed by chance, so that no request depends on another.
@@ -107,26 +105,19 @@ class Answering:
             with about_request():
                 stream = session.stream(text, *recordings, stop=stop, **options)
             with stream:
-                for piece in stream:
-                    piece = stops.feed(piece)
+                pieces = StopStrings(asked.stop, stream)
+                for piece in filter(None, pieces):
                     given += piece
-                    if piece:
-                        give(piece)
-                    if stops.is_hit:
-                        break
-        rest = stops.rest()
-        given += rest
+                    give(piece)
         if stop.is_set():
             raise GoneError
-        if rest:
-            give(rest)
         report = session.report
         assert report is not None  # every answer has one
         answer = session.messages[-1]
         if answer["role"] == "assistant" and answer["content"] == given:
             said = Message(role="assistant", content=[TextPart(type="text", text=given)])
             self.service.keep_session(self.caller, _digest([*asked.messages, said]), session, self._seconds)
-        give(replace(report, finish_reason="stop") if stops.is_hit else report)
+        give(replace(report, finish_reason="stop") if pieces.is_hit else report)
 
     def _prepare(self, stop: Any) -> tuple[Session, str | None, list[Recording]]:
         """Return the session to go on with, and the text and recordings of the last turn."""
@@ -145,63 +136,46 @@ class Answering:
     def _parts(self, message: Message, stop: Any) -> list[dict[str, Any]]:
         """Return a message's parts as sessions take them, with its recordings decoded."""
         return [
-            {"type": "audio", "audio": self._load(part.file(), part._where, stop)}
+            {"type": "audio", "audio": self._load(part, stop)}
             if isinstance(part, AudioPart)
             else {"type": "text", "text": part.text}
             for part in message.content
         ]
 
-    def _load(self, file: bytes, name: str, stop: Any) -> Recording:
+    def _load(self, part: AudioPart, stop: Any) -> Recording:
         """Decode a recording whose length is allowed."""
         processor, most = self.service.processor, self.service.settings.max_audio_seconds
+        file, name = part.input_audio.data, part._where
         limit = f"the rest of the {most:.0f} s that one request may hold"
         with self.service.measured(io.BytesIO(file), name, most - self._seconds, limit, stop) as (_, seconds):
             self._seconds += seconds
-        context = context_length(self.service.model)
-        slots = processor.num_audio_slots(int(seconds * processor.sampling_rate))
-        if context is not None and slots >= context:
-            raise ContextLengthError(
-                f"{name}: {seconds:.0f} s are {slots} tokens, but the language model can hold {context}, with question "
-                "and answer. Ask about a shorter part, or have it transcribed by /v1/audio/transcriptions."
-            )
         return Recording.load(processor.load_audio(file, name=name), processor)
 
 
 def _digest(messages: Sequence[Message]) -> str:
     """Return a digest of a conversation, which is equal for equal words and files alone."""
-    said = [each.model_dump(include={"role", "content"}) for each in messages]
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    said = "\n".join(each.model_dump_json(include={"role", "content"}) for each in messages)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 class StopStrings:
-    """Text that ends before the first of some stop strings; the possible beginning of one is held back."""
+    """Text that ends before the first of some stop strings. What may be the beginning of one is held back."""
 
-    def __init__(self, strings: Sequence[str]):
-        self.strings = strings
+    def __init__(self, strings: Sequence[str], pieces: Iterable[str]):
+        self._pieces = pieces
+        self._pattern = re.compile("|".join(map(re.escape, strings)) or NEVER)
+        self._most_held = max(map(len, strings), default=1) - 1
         self.is_hit = False
-        self._held = ""
 
-    def feed(self, piece: str) -> str:
-        """Take more text, and return the text that cannot belong to a stop string; none after a hit."""
-        if self.is_hit:
-            return ""
-        self._held += piece
-        found = [at for at in map(self._held.find, self.strings) if at >= 0]
-        if found:
-            self.is_hit = True
-            text, self._held = self._held[: min(found)], ""
-            return text
-        cut = len(self._held) - max((_overlap(self._held, string) for string in self.strings), default=0)
-        text, self._held = self._held[:cut], self._held[cut:]
-        return text
-
-    def rest(self) -> str:
-        """Return the text that was held back, at the end of the answer."""
-        text, self._held = self._held, ""
-        return text
-
-
-def _overlap(text: str, string: str) -> int:
-    """Return the length of the longest end of `text` with which `string` begins."""
-    longest = min(len(text), len(string) - 1)
-    return next((length for length in range(longest, 0, -1) if string.startswith(text[-length:])), 0)
+    def __iter__(self) -> Iterator[str]:
+        held = ""
+        for piece in self._pieces:
+            held += piece
+            if found := self._pattern.search(held):
+                self.is_hit = True
+                yield held[: found.start()]
+                return
+            end = max(0, len(held) - self._most_held)
+            yield held[:end]
+            held = held[end:]
+        yield held

@@ -6,11 +6,10 @@ server cannot do is refused by name.
 """
 
 import base64
-import binascii
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from .responses import ApiError, invalid
 
@@ -38,16 +37,15 @@ INSTEAD = {
     "presence_penalty": "Give repetition_penalty, a factor such as 1.1.",
     "response_format": "The model cannot promise JSON or a schema: ask for it in a message, and leave response_format out.",
     "tools": "The model calls no tools: give tool_choice 'none', or leave tools out.",
-    "n": "One answer is written for each request: give 1.",
 }
-AUDIO_FORMATS = ("wav", "mp3", "flac", "ogg", "opus", "m4a", "mp4", "webm", "aac", "aiff")
 #: Before base64, where a recording is written as a `data:` URL.
 DATA_URL, DATA_URL_MARK = "data:", ";base64,"
 AUDIO_PLACEHOLDER = "<audio>"
 MAX_STOP_STRINGS = 16
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 DEFAULT_TEMPERATURE = 1.0
-PARTS_FIELD = "content"
+#: pydantic puts the kind of a part before its fields.
+PART_KINDS = ("text", "input_audio")
 #: Role of messages that hold what a tool returned.
 RESULT_ROLE = "tool"
 
@@ -55,7 +53,7 @@ RESULT_ROLE = "tool"
 class _Body(BaseModel):
     """Part of a body; values are not converted, unknown fields are ignored, and so are those that are null."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True, ser_json_bytes="base64")
 
     @model_validator(mode="before")
     @classmethod
@@ -70,11 +68,22 @@ class TextPart(_Body):
     text: str
 
 
+def _decoded(data: Any) -> bytes:
+    """Return the bytes of a file in base64; pydantic makes a ValueError the fault of the field."""
+    if not isinstance(data, str):
+        raise ValueError("expected text")
+    if data.startswith(DATA_URL):
+        data = data.partition(DATA_URL_MARK)[2]
+    try:
+        return base64.b64decode(data, validate=True)
+    except ValueError as error:
+        raise ValueError(f"expected the bytes of a file in base64 ({error})") from None
+
+
 class AudioBytes(_Body):
     """A file in base64; its format is read from the bytes."""
 
-    data: str
-    format: Literal[AUDIO_FORMATS] | None = None  # type: ignore[valid-type]  # a tuple of names
+    data: Annotated[bytes, BeforeValidator(_decoded)]
 
 
 class AudioPart(_Body):
@@ -83,23 +92,6 @@ class AudioPart(_Body):
     type: Literal["input_audio"]
     input_audio: AudioBytes
     _where: str = PrivateAttr("")  # its place in the request, for errors
-
-    def file(self) -> bytes:
-        """
-        Return the bytes of the file.
-
-        Raises:
-            ApiError: the data is not base64.
-        """
-        data = self.input_audio.data
-        if data.startswith(DATA_URL):
-            data = data.partition(DATA_URL_MARK)[2]
-        try:
-            return base64.b64decode(data, validate=True)
-        except (binascii.Error, ValueError) as error:
-            where = f"{self._where}.input_audio.data"
-            message = f"{where} is not base64 ({error}); expected the bytes of a file, encoded."
-            raise invalid(message, where, "invalid_audio") from None
 
 
 class FunctionCall(_Body):
@@ -133,10 +125,10 @@ class Message(_Body):
     def _content_as_parts(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        content = given.get(PARTS_FIELD)
+        content = given.get("content")
         if content is None and given.get("tool_calls"):
             content = []
-        return {**given, PARTS_FIELD: [{"type": "text", "text": content}] if isinstance(content, str) else content}
+        return {**given, "content": [{"type": "text", "text": content}] if isinstance(content, str) else content}
 
 
 class ChatRequest(_Body):
@@ -236,34 +228,30 @@ def _tools_as_text(messages: list[Message]) -> list[Message]:
     plain: list[Message] = []
     previous = ""
     for index, message in enumerate(messages):
-        texts = [str(call.function) for call in message.tool_calls]
-        is_result = message.role == RESULT_ROLE
-        if is_result:
+        role, lines = message.role, [str(call.function) for call in message.tool_calls]
+        if role == RESULT_ROLE:
             name = names.get(message.tool_call_id or "") or message.name or message.tool_call_id or "the tool"
             said = "".join(part.text for part in message.content if isinstance(part, TextPart))
-            texts, message.content = [f"Result of {name}: {said}"], []
-        if texts:
-            joined = "\n".join(texts)
+            lines, message.content, message.role = [f"Result of {name}: {said}"], [], "user"
+            if previous == RESULT_ROLE:
+                message.content = plain.pop().content
+        if lines:
+            joined = "\n".join(lines)
             _refuse_placeholder(joined, f"messages[{index}]")
             message.content.append(TextPart(type="text", text=f"\n{joined}" if message.content else joined))
-        if is_result and previous == RESULT_ROLE:
-            plain[-1].content += [TextPart(type="text", text="\n"), *message.content]
-        else:
-            plain.append(message)
-        previous, message.role = message.role, "user" if is_result else message.role
+        plain.append(message)
+        previous = role
     return plain
 
 
 def about_field(error: ValidationError) -> ApiError:
     """Return the first fault by the name of its field, without the value, which may be long."""
     first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    before = [None, None, *first["loc"]]
-    field = "".join(
-        f"[{step}]" if isinstance(step, int) else f".{step}"
-        for step, *last in zip(first["loc"], before[1:], before)
-        if not (isinstance(last[0], int) and last[1] == PARTS_FIELD)  # pydantic's name for the kind of part
-    ).removeprefix(".")
+    steps = [
+        step
+        for before, step in zip((None, *first["loc"]), first["loc"])
+        if not (isinstance(before, int) and step in PART_KINDS)
+    ]
+    field = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps).removeprefix(".")
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"].startswith("union_tag"):
-        message = "expected a part of type 'text', or 'input_audio' with base64 data"
     return invalid(f"{field}: {message}." if field else f"{message}.", field or None)

@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
-from weakref import WeakSet
 
-from audiollm.processing import AudioError
 from starlette.requests import Request
 
 from ..recordings import COPY_BYTES, read_bounded
@@ -25,7 +23,7 @@ from .responses import NOT_FOUND, ApiError, GoneError, about_server, logger
 
 #: Work for a request: takes a function for its results, and the event that stops it.
 Work = Callable[[Callable[[Any], None], threading.Event], None]
-#: The last item of a job, which is not given.
+#: The last item of a work, which is not given.
 END = object()
 #: Of the time that the last turn took, what the next one may wait for more to compute together.
 GATHER_SHARE = 0.1
@@ -197,60 +195,6 @@ class AllSet(threading.Event):
         return all(one.is_set() for one in self._events)
 
 
-class Job:
-    """The work for one request, in a thread of the pool: gives items one by one, and stops when it is abandoned."""
-
-    def __init__(self, work: Work, pool: ThreadPoolExecutor, turns: Turns):
-        self.stop = threading.Event()
-        self._turns = turns
-        self._loop = asyncio.get_running_loop()
-        self._items: asyncio.Queue[Any] = asyncio.Queue()
-        self._future = pool.submit(self._run, work)
-
-    def _run(self, work: Work) -> None:
-        try:
-            work(self._put, self.stop)
-        finally:
-            self._put(END)
-
-    def _put(self, item: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._items.put_nowait, item)
-        except RuntimeError:  # the server is closed already
-            self.stop.set()
-
-    async def items(self, request: Request) -> AsyncGenerator[Any, None]:
-        """
-        Yield what the work gives; abandon it when the client leaves or nobody takes the items any more.
-
-        When this is closed, the work has ended and uses nothing of the request.
-        """
-        watch = asyncio.create_task(self._abandon_without(request))
-        item: Any = None
-        try:
-            while (item := await self._items.get()) is not END:
-                yield item
-            error = self._future.exception()
-            if error is not None:
-                raise about_server(error) from None
-        finally:
-            watch.cancel()
-            self.abandon()
-            while item is not END:
-                item = await self._items.get()
-
-    async def _abandon_without(self, request: Request) -> None:
-        """Abandon the work when the client goes away."""
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Stop the work within a token."""
-        self.stop.set()
-        self._turns.wake()
-
-
 # ---- the service ---------------------------------------------------------------------------------------------------
 
 
@@ -270,19 +214,64 @@ class Service:
         self.turns = Turns()
         self.sessions: dict[tuple[str, str], tuple[Session, float]] = {}
         self._pool = ThreadPoolExecutor(settings.max_requests, thread_name_prefix="request")
-        self._jobs: WeakSet[Job] = WeakSet()
+        self._stops: set[threading.Event] = set()
         self._lock = threading.Lock()
 
-    def start(self, work: Work) -> Job:
-        """Begin the work for a request, in a thread."""
-        job = Job(work, self._pool, self.turns)
-        self._jobs.add(job)
-        return job
+    async def items(self, work: Work, request: Request) -> AsyncGenerator[Any, None]:
+        """
+        Do the work for a request in a thread, and yield what it gives.
+
+        It is abandoned when the client leaves or nobody takes the items any more. When this is closed, the work has ended
+        and uses nothing of the request.
+
+        Raises:
+            ApiError: the work failed.
+        """
+        loop, stop = asyncio.get_running_loop(), threading.Event()
+        items: asyncio.Queue[Any] = asyncio.Queue()
+
+        def give(item: Any) -> None:
+            try:
+                loop.call_soon_threadsafe(items.put_nowait, item)
+            except RuntimeError:  # the server is closed already
+                stop.set()
+
+        def run() -> None:
+            try:
+                work(give, stop)
+            finally:
+                give(END)
+
+        async def stop_without_client() -> None:
+            while (await request.receive())["type"] != "http.disconnect":
+                pass
+            self._stop(stop)
+
+        self._stops.add(stop)
+        future, watch = self._pool.submit(run), asyncio.create_task(stop_without_client())
+        item: Any = None
+        try:
+            while (item := await items.get()) is not END:
+                yield item
+            error = future.exception()
+            if error is not None:
+                raise about_server(error) from None
+        finally:
+            watch.cancel()
+            self._stop(stop)
+            while item is not END:
+                item = await items.get()
+            self._stops.discard(stop)
+
+    def _stop(self, *stops: threading.Event) -> None:
+        """Stop work within a token."""
+        for stop in stops:
+            stop.set()
+        self.turns.wake()
 
     def close(self) -> None:
         """Stop all work within a token, and wait for its end."""
-        for job in list(self._jobs):
-            job.abandon()
+        self._stop(*self._stops)
         self._pool.shutdown(wait=True)
 
     def take_session(self, caller: str, conversation: str) -> tuple[Session, float] | None:
@@ -329,8 +318,6 @@ class Service:
             samples = sum(len(block) for block in read_bounded(path, rate, name, max_seconds, limit, stop))
             if stop.is_set():
                 raise GoneError
-            if not samples:
-                raise AudioError(f"{name}: holds no samples.")
             yield path, samples / rate
 
 

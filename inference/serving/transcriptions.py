@@ -1,8 +1,9 @@
 """`/v1/audio/transcriptions`: uploads of any length, window by window, as `audiollm transcribe` does."""
 
+import math
 import threading
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Literal
@@ -27,18 +28,16 @@ from ..transcripts import SEGMENT, WORD, Passage, Transcript, as_srt, as_vtt
 from .chat_request import AUDIO_PLACEHOLDER, about_field
 from .responses import (
     BAD_REQUEST,
-    INTERNAL,
     LAST_EVENT,
     ApiError,
     GoneError,
     about_request,
-    about_server,
     as_event_stream,
     event,
     invalid,
     timed_words,
 )
-from .service import AllSet, Job, Service, Work
+from .service import AllSet, Service, Work
 
 #: Windows of several requests in one batch, and how many times as long as their sound it may be, with its padding.
 MAX_SHARED_WINDOWS, MAX_PADDED_SHARE = 16, 1.5
@@ -61,7 +60,6 @@ class Asked(BaseModel):
     model: str | None = None
     response_format: Literal["json", "text", "verbose_json", "srt", "vtt"] = "json"
     stream: bool = False
-    temperature: float = 0.0
     prompt: str = ""
     language: str = ""
     timestamp_granularities: list[Literal["word", "segment"]] = ["segment"]
@@ -104,28 +102,16 @@ async def transcribe(request: Request) -> Response:
             raise invalid("There is no file; expected the recording, as an upload.", "file")
         service.check_model(asked.model)
         language = _language_name(asked.language, service.model.config)
-        work = work_for(service, upload, _settings(asked, language, service), asked.stream)
-        items = _items(service.start(work), request, form)
-    except BaseException:
+        settings = _settings(asked, language, service)
+    except ApiError:
         await form.close()
         raise
+    items = service.items(work_for(service, upload, settings, asked.stream), request)
     if asked.stream:
         return await as_event_stream(items, _events)
     async with aclosing(items):
-        async for item in items:
-            if isinstance(item, Transcript):
-                return _respond(item, asked, language, service.processor.tokenizer)
-    raise about_server(GoneError())
-
-
-async def _items(job: Job, request: Request, form: FormData) -> AsyncGenerator[Passage | Transcript, None]:
-    """Yield what the job gives; then close the form, with the upload that the job reads."""
-    try:
-        async with aclosing(job.items(request)) as items:
-            async for item in items:
-                yield item
-    finally:
-        await form.close()
+        (transcript,) = [item async for item in items]
+    return _respond(transcript, asked, language, service.processor.tokenizer)
 
 
 async def _events(items: AsyncIterator[Passage | Transcript]) -> AsyncIterator[str]:
@@ -215,16 +201,19 @@ def _language_name(asked: str, config: Any) -> str | None:
 def work_for(service: Service, upload: UploadFile, settings: TranscribingSettings, with_passages: bool) -> Work:
     """Return the work for one request: it gives the transcript, and each passage of it before if these are wanted."""
     name, most = repr((upload.filename or "file")[-100:]), service.settings.max_audio_seconds
+    limit = "the most that one request may hold"
 
     def run(give: Callable[[Any], None], stop: Any) -> None:
-        limit = "the most that one request may hold"
         try:
-            with about_request(), service.measured(upload.file, name, most, limit, stop) as (path, _):
+            with (
+                upload.file as file,
+                about_request(),
+                service.measured(file, name, most, limit, stop) as (path, _),
+            ):
                 transcriber = SharingTranscriber(service, settings, stop)
                 for item in transcriber.events([str(path)], stop=stop, in_order=with_passages):
                     if isinstance(item, Failure):  # although it was read to its end before
-                        reason = item.reason.replace(str(path), name)
-                        raise ApiError(INTERNAL, f"{name} cannot be transcribed: {reason}", "internal_error")
+                        raise RuntimeError(item.reason)
                     if isinstance(item, Transcript) or (with_passages and isinstance(item, Passage)):
                         give(item)
         except TranscribingStopped:
@@ -234,7 +223,8 @@ def work_for(service: Service, upload: UploadFile, settings: TranscribingSetting
 
 
 def _usage(transcript: Transcript) -> dict[str, Any]:
-    return {"type": "duration", "seconds": transcript.seconds}
+    """Return the seconds begun, as OpenAI counts them; LiteLLM's client takes whole ones alone."""
+    return {"type": "duration", "seconds": math.ceil(transcript.seconds)}
 
 
 def _respond(transcript: Transcript, asked: Asked, language: str | None, tokenizer: Any) -> Response:

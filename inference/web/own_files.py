@@ -4,6 +4,8 @@ import json
 import re
 from typing import Any
 
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,12 +17,9 @@ UPLOAD_PATH = "/gradio_api/upload"
 #: Bound on every other body, a question and its settings.
 MAX_CALL_BYTES = 1 << 20
 METHODS_WITHOUT_BODY = ("GET", "HEAD", "OPTIONS")
-FORBIDDEN, TOO_LARGE, BAD_REQUEST = 403, 413, 400
+FORBIDDEN, TOO_LARGE = 403, 413
 ONLY_UPLOADS = "This page fetches nothing from other addresses; download the file, and upload it here."
-
-
-class AddressError(Exception):
-    """A call that names an address where a file should be."""
+ONLY_SMALL = f"A call is larger than {MAX_CALL_BYTES} bytes; recordings are uploaded as files."
 
 
 class OwnFiles:
@@ -36,48 +35,36 @@ class OwnFiles:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-        elif FILE_OF_ADDRESS.search(scope["path"]):
-            await _refusal(FORBIDDEN, ONLY_UPLOADS)(scope, receive, send)
-        elif scope["method"] in METHODS_WITHOUT_BODY or scope["path"] == UPLOAD_PATH:
-            await self.app(scope, receive, send)
-        else:
-            body, is_whole = b"", False
-            while not is_whole and len(body) <= MAX_CALL_BYTES:
-                message = await receive()
-                if message["type"] != "http.request":  # the visitor has gone
+        app = self.app
+        if scope["type"] == "http":
+            is_call = scope["method"] not in METHODS_WITHOUT_BODY and scope["path"] != UPLOAD_PATH
+            if FILE_OF_ADDRESS.search(scope["path"]):
+                app = _refusal(FORBIDDEN, ONLY_UPLOADS)
+            elif is_call and not 0 <= int(Headers(scope=scope).get("content-length", "-1")) <= MAX_CALL_BYTES:
+                app = _refusal(TOO_LARGE, ONLY_SMALL)
+            elif is_call:
+                try:
+                    body = await Request(scope, receive).body()
+                    json.loads(body, object_hook=_check_path)
+                except (PermissionError, RecursionError):
+                    app = _refusal(FORBIDDEN, ONLY_UPLOADS)
+                except ClientDisconnect:
                     return
-                body += message.get("body", b"")
-                is_whole = not message.get("more_body", False)
-            unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+                except ValueError:  # a form, or nothing that Gradio would read either
+                    pass
+                unread: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+                beyond = receive
 
-            async def read_again() -> Message:
-                return unread.pop() if unread else await receive()
+                async def receive() -> Message:
+                    return unread.pop() if unread else await beyond()
 
-            await (_check(body) or self.app)(scope, read_again, send)
-
-
-def _check(body: bytes) -> JSONResponse | None:
-    """Return the answer to a call that is refused."""
-    if len(body) > MAX_CALL_BYTES:
-        return _refusal(TOO_LARGE, f"A call is larger than {MAX_CALL_BYTES} bytes; recordings are uploaded as files.")
-    try:
-        json.loads(body, object_hook=_check_path)
-    except AddressError:
-        return _refusal(FORBIDDEN, ONLY_UPLOADS)
-    except RecursionError:
-        return _refusal(BAD_REQUEST, "A call's JSON is nested too deeply.")
-    except ValueError:  # a form, or nothing that Gradio would read either
-        pass
-    return None
+        await app(scope, receive, send)
 
 
 def _check_path(file: dict[str, Any]) -> None:
-    """Raise AddressError where an object of a call is a file at an address rather than an upload."""
-    path = file.get("path")
-    if isinstance(path, str) and ADDRESS.match(path):
-        raise AddressError
+    """Raise PermissionError where an object of a call is a file at an address rather than an upload."""
+    if ADDRESS.match(str(file.get("path"))):
+        raise PermissionError
 
 
 def _refusal(status: int, why: str) -> JSONResponse:

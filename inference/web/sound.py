@@ -46,21 +46,15 @@ def picture(waveform: np.ndarray, processor: AudioLlmProcessor) -> str:
     edges = np.linspace(0, len(waveform), min(features.shape[1], len(waveform)) + 1).astype(int)[:-1]
     low, high = np.minimum.reduceat(waveform, edges), np.maximum.reduceat(waveform, edges)
     wave_axes.fill_between(np.linspace(0, seconds, len(low)), low, high, color=WAVE_COLOUR, linewidth=0.6)
-    wave_axes.set_yticks([])
-    wave_axes.tick_params(bottom=False)
+    wave_axes.set_axis_off()
     extent = (0, seconds, 0, len(features))
     mel_axes.imshow(features, origin="lower", aspect="auto", cmap=COLOUR_MAP, extent=extent, rasterized=True)
-    mel_axes.set_xlabel("seconds", fontsize=AXIS_FONT_POINTS)
-    mel_axes.set_ylabel("mel bin", fontsize=AXIS_FONT_POINTS)
-    for axes in (wave_axes, mel_axes):
-        axes.tick_params(colors=AXIS_COLOUR, labelsize=AXIS_FONT_POINTS)
-        axes.xaxis.label.set_color(AXIS_COLOUR)
-        axes.yaxis.label.set_color(AXIS_COLOUR)
-        axes.patch.set_alpha(0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
+    mel_axes.tick_params(colors=AXIS_COLOUR, labelsize=AXIS_FONT_POINTS)
+    mel_axes.set_xlabel("seconds", fontsize=AXIS_FONT_POINTS, color=AXIS_COLOUR)
+    mel_axes.set_ylabel("mel bin", fontsize=AXIS_FONT_POINTS, color=AXIS_COLOUR)
+    mel_axes.set_frame_on(False)
     file = io.BytesIO()
     figure.savefig(file, format="png", transparent=True)
     data = base64.b64encode(file.getvalue()).decode()
     alt = html.escape(f"Waveform and log-mel features of {clock(seconds)} of sound")
-    return f'<figure class="sound"><img alt="{alt}" src="data:image/png;base64,{data}"></figure>'
+    return f'<figure><img alt="{alt}" style="width: 100%" src="data:image/png;base64,{data}"></figure>'

@@ -17,293 +17,245 @@ from audiollm.inference import demo_web
 from audiollm.inference.demo_web import DemoWebArguments, served
 from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.options import is_loopback
-from audiollm.inference.session import Session
+from audiollm.inference.session import Session, model_lock
 from audiollm.inference.web.own_files import MAX_CALL_BYTES
 from audiollm.processing import load_waveform
-from web_server import MAX_AUDIO_SECONDS, Served, Slowed, bad_uploads, serve, wait_for, write_noise
+from web_server import Slowed, serve, wait_for, write_noise
 
 pytest.importorskip("gradio", reason='the page needs Gradio: pip install "audiollm[web]"')
 import gradio
-from audiollm.inference.web.page import REFUSED, Page, Uploads, Visitor
+from audiollm.inference.web.page import Page
 from audiollm.inference.web.sound import log_mel, picture
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 
-TOKENS = 12
-MANY_TOKENS, SECONDS_PER_TOKEN = 300, 0.02
+TOKENS, MANY_TOKENS, SECONDS_PER_TOKEN = 12, 300, 0.02
 
 
 @pytest.fixture(scope="module")
-def page(endless_pair) -> Iterator[Served]:
-    with serve(*endless_pair) as page:
-        yield page
-        elsewhere = [address for address in page.connected_to if not is_loopback(address)]
-        assert not elsewhere, "the page connected to other machines"
+def url(endless_pair) -> Iterator[str]:
+    """The page, whose process connects to no other machine."""
+    connected_to: list[str] = []
+
+    def note(event: str, values: tuple) -> None:
+        if event == "socket.connect" and isinstance(values[1], tuple):
+            connected_to.append(str(values[1][0]))
+
+    sys.addaudithook(note)  # it stays
+    with serve(*endless_pair, max_new_tokens=MANY_TOKENS, max_audio_seconds=20.0, max_upload_mb=1.0) as url:
+        yield url
+        assert all(map(is_loopback, connected_to))
 
 
 @pytest.fixture(scope="module")
-def visitors(page) -> Iterator[list[Client]]:
-    clients = [Client(page.url, verbose=False) for _ in range(2)]
+def clients(url) -> Iterator[list[Client]]:
+    clients = [Client(url, verbose=False) for _ in range(2)]
     yield clients
     for client in clients:
         client.close()
 
 
 @pytest.fixture
-def visitor(page) -> Iterator[Client]:
-    client = Client(page.url, verbose=False)
-    yield client
-    client.close()
+def visitors(clients) -> list[Client]:
+    """Two visitors who have not asked yet."""
+    for client in clients:
+        client.reset_session()
+    return clients
 
 
 @pytest.fixture(scope="module")
-def uploads(tmp_path_factory) -> list[str]:
+def clips(tmp_path_factory) -> list[str]:
     folder = tmp_path_factory.mktemp("clips")
     return [write_noise(folder / f"clip{index}.wav", 0.8 + index, index) for index in range(2)]
 
 
-def ask(
-    client: Client, text: str, *paths: str, adapter: bool = True, tokens: int = TOKENS, temperature: float = 0.0
-) -> Any:
-    """A job that asks; its outputs are the answer as it grows, a picture and a line about it."""
+def ask(client: Client, text: str, *paths: str, adapter: bool = True, tokens: int = TOKENS, heat: float = 0.0) -> Any:
+    """Return a job that asks; its outputs are the answer as it grows, pictures and a line about it."""
     message = {"text": text, "files": [handle_file(path) for path in paths]}
-    return client.submit(message, adapter, tokens, temperature, api_name="/chat")
+    return client.submit(message, adapter, tokens, heat, api_name="/chat")
 
 
 def answer(client: Client, *asked: Any, **options: Any) -> str:
-    text, *_ = ask(client, *asked, **options).result()
-    return text
+    return ask(client, *asked, **options).result()[0]
 
 
-def refusal(client: Client, *asked: Any, **options: Any) -> str:
-    """Ask, and return the reason why there is no answer."""
-    said, *_ = ask(client, *asked, **options).result()
-    assert said["metadata"]["title"] == REFUSED
-    return said["content"]
-
-
-def leave(page: Served, client: Client) -> None:
-    """Close the connection that a page keeps open for as long as it is there."""
-    with httpx.stream("GET", f"{page.url}gradio_api/heartbeat/{client.session_hash}") as response:
-        next(response.iter_lines())
-
-
-def uploads_folder() -> Path:
-    return Path(os.environ["GRADIO_TEMP_DIR"])
+def uploads(pattern: str) -> list[Path]:
+    return [*Path(os.environ["GRADIO_TEMP_DIR"]).rglob(pattern)]
 
 
 # ---- answers -------------------------------------------------------------------------------------------------------
 
 
-def test_visitors_at_once_get_streams_of_their_own_and_go_on(page, visitors, uploads) -> None:
-    with Slowed(page.model, SECONDS_PER_TOKEN):
+def test_visitors_at_once_get_streams_of_their_own_and_go_on(visitors, endless_pair, clips) -> None:
+    session = Session(*endless_pair, max_new_tokens=TOKENS)
+    with Slowed(session.model, SECONDS_PER_TOKEN):
         jobs = [
             ask(client, "What?", path, adapter=adapter)
-            for client, path, adapter in zip(visitors, uploads, (True, False))
+            for client, path, adapter in zip(visitors, clips, (True, False))
         ]
-        shown = [job.result() for job in jobs]
-    session = Session(page.model, page.processor, max_new_tokens=TOKENS)
-    assert shown[0][0] == session.ask("What?", uploads[0]) and len(jobs[0].outputs()) > 4
-    assert shown[0][1].startswith("<figure") and "clip0.wav: 0.8 s" in shown[0][1] and "tokens in" in shown[0][2]
-    assert shown[1][0] == page.answer("What?", uploads[1], max_new_tokens=TOKENS, adapter_names=[None])
+        (said, pictures, note), bare = (job.result() for job in jobs)
+    assert said == session.ask("What?", clips[0]) and len(jobs[0].outputs()) > 4
+    assert pictures.startswith("<figure") and "clip0.wav: 0.8 s, 10 audio tokens." in pictures
+    assert note.startswith(f"Cut at {TOKENS} tokens.") and bare[2].endswith("Adapter off.")
+    assert bare[0] == Session(*endless_pair).ask("What?", clips[1], max_new_tokens=TOKENS, adapter_names=[None])
     assert answer(visitors[0], "By whom?") == session.ask("By whom?")
+    assert len(answer(visitors[0], "Why?", tokens=3)) <= 3
+    visitors[1].reset_session()
+    assert len({answer(visitors[1], "What?", heat=2.0) for _ in range(3)}) > 1
 
 
-def test_a_question_that_is_asked_again_and_one_that_is_stopped_before_its_answer(endless_pair, uploads) -> None:
-    """In the form in which Gradio gives conversation and files when somebody asks again."""
-    options = DemoWebArguments(max_new_tokens=TOKENS)
-    page, session = Page(*endless_pair, options, str(Path(uploads[0]).parent)), Session(*endless_pair)
+def test_questions_that_are_stopped_refused_and_asked_again(endless_pair, clips) -> None:
+    """In the forms in which Gradio gives conversation and files."""
+    page, session = Page(*endless_pair, DemoWebArguments(), str(Path(clips[0]).parent)), Session(*endless_pair)
     chatbot = next(block for block in page.blocks.blocks.values() if isinstance(block, gradio.Chatbot))
-    visitor, request = Visitor(Session(*endless_pair)), SimpleNamespace(session_hash="one")
+    request: Any = SimpleNamespace(session_hash="one")
     history: list[dict[str, Any]] = []
 
-    def asked(text: str, *paths: str, tokens: float = TOKENS, temperature: float = 0) -> Iterator[Any]:
+    def asked(text: str, *paths: str) -> Iterator[Any]:
         files = [{"path": path} for path in paths]
         known: Any = chatbot.preprocess(chatbot.postprocess(history))  # type: ignore[arg-type]
         history.append({"role": "user", "content": [*files, *([text] if text else [])]})
-        here: Any = request
-        yield from page.answer({"text": text, "files": files}, known, True, tokens, temperature, visitor, here)
+        yield from page.answer({"text": text, "files": files}, known, True, TOKENS, 0, request)
 
-    for text, *paths in (("What?", uploads[0]), ("By whom?",), ("", uploads[1]), ("Both?", *uploads)):
-        *_, (said, _, note) = asked(text, *paths)
+    for text, *paths in (("What?", clips[0]), ("By whom?",), ("", clips[1]), ("Both?", *clips)):
+        *_, (said, _, _) = asked(text, *paths)
         assert said == session.ask(text or None, *paths, max_new_tokens=TOKENS)
         history.append({"role": "assistant", "content": said})
-    assert "were in the cache" in note and f"Cut at {TOKENS} tokens." in note
-    answers = asked("Why?")
-    next(answers)
-    visitor.stop.set()
-    assert [said for said, *_ in answers] == [""]
-    history.append({"role": "assistant", "content": ""})
-    for tokens, temperature in ((0, 0), (5, float("nan"))):
-        *_, (refused, _, _) = asked("Why?", tokens=tokens, temperature=temperature)
-        assert "This page takes" in refused["content"] and refused["metadata"]["title"] == REFUSED
-        history.append(refused)
-    *_, (said, _, _) = asked("Who?")
-    assert said == session.ask("Who?", max_new_tokens=TOKENS)
+    next(asked("Why?"))  # and stopped before its answer
+    with pytest.raises(gradio.Error, match="was not uploaded"):
+        list(asked("Why?", __file__))
+    answers = asked("Who?")
+    so_far = [next(answers)[0] for _ in range(4)][-1]
+    answers.close()
+    assert not model_lock(session.model).locked()
+    history.append({"role": "assistant", "content": so_far})
+    *_, (said, _, _) = asked("When?")
+    messages = [*session.messages, {"role": "user", "content": "Who?"}, {"role": "assistant", "content": so_far}]
+    assert said == Session(*endless_pair, messages=messages).ask("When?", max_new_tokens=TOKENS)
 
 
-def test_settings_matter_and_what_cannot_be_asked_is_no_part_of_the_conversation(
-    page, visitor, uploads, tmp_path
+def test_what_cannot_be_asked_is_told_and_is_no_part_of_the_conversation(
+    visitors, endless_pair, clips, tmp_path
 ) -> None:
-    path = str(tmp_path / "clip.mp3")  # a wrong ending does not matter
-    Path(path).write_bytes(Path(uploads[0]).read_bytes())
-    said, drawn, note = ask(visitor, "What?", path, tokens=3, adapter=False).result()
-    assert len(said) <= 3 and "clip.mp3: 0.8 s, 10 audio tokens." in drawn and note.endswith("Adapter off.")
-    client = Client(page.url, verbose=False)
-    assert len({answer(client, "What?", path, temperature=2.0) for _ in range(3)}) > 1
-    client.reset_session()
-    with pytest.raises(AppError, match="is greater than maximum value 400"):
-        ask(client, "Hello?", tokens=9999).result()
-    assert "Write a question" in refusal(client, "  ")
-    assert "1 <audio> for 0 recordings" in refusal(client, "<audio>?")
-    assert "the language model can hold 1024" in refusal(client, "word " * 300)
-    assert answer(client, "What?", uploads[1]) == page.answer("What?", uploads[1], max_new_tokens=TOKENS)
-    client.close()
+    visitor, _ = visitors
+    for text, reason in (
+        ("  ", "Write a question"),
+        ("<audio>?", "for 0 recordings"),
+        ("word " * 300, "the language model can hold 1024"),
+    ):
+        with pytest.raises(AppError, match=reason):
+            answer(visitor, text)
+    with pytest.raises(AppError, match="is greater than maximum value"):
+        answer(visitor, "Hello?", tokens=9999)
+    for name, content, reason in (
+        ("notes.wav", b"These are no samples, but words." * 9, "notes.wav: corrupt, or not audio"),
+        ("nothing.wav", b"", "nothing.wav: the file is empty"),
+        ("long.flac", None, "long.flac is 21.0 s long, and 20.0 s are the most that this page takes"),
+    ):
+        path = Path(write_noise(tmp_path / name, 21))
+        path.write_bytes(path.read_bytes() if content is None else content)
+        with pytest.raises(AppError, match=f"^{reason}"):
+            answer(visitor, "What?", str(path))
+        with pytest.raises(AppError, match=f"^{reason}"):
+            visitor.predict(handle_file(path), api_name="/transcribe")
+    page = tmp_path / "page.html"
+    page.write_text("<script>alert(1)</script>")
+    with pytest.raises(AppError, match="Invalid file type"):
+        answer(visitor, "What?", str(page))
+    assert answer(visitor, "What?", clips[1]) == Session(*endless_pair).ask("What?", clips[1], max_new_tokens=TOKENS)
 
 
-def test_stop_ends_an_answer_and_the_conversation_goes_on_from_there(page, visitor, uploads) -> None:
-    with Slowed(page.model, SECONDS_PER_TOKEN) as steps:
-        job = ask(visitor, "What?", uploads[0], tokens=MANY_TOKENS)
-        wait_for(lambda: len(job.outputs()) > 4)
-        visitor.predict(api_name="/stop")
-        so_far, _, note = job.result()
-        assert note.startswith("Stopped.") and so_far and steps.count < MANY_TOKENS / 2
-    content = [{"type": "audio", "path": uploads[0]}, {"type": "text", "text": "\nWhat?"}]
-    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": so_far}]
-    session = Session(page.model, page.processor, messages=messages, max_new_tokens=TOKENS)
-    assert answer(visitor, "Why?") == session.ask("Why?")
+def test_transcribing_ends_with_text_and_files_or_is_stopped(visitors, endless_pair, tmp_path) -> None:
+    visitor, _ = visitors
+    path = write_noise(tmp_path / "meeting.wav", 6)
+    job = visitor.submit(handle_file(path), api_name="/transcribe")
+    done, text, files = job.result()
+    assert text == AudioLlm(*endless_pair).transcribe(path).text != "" and "6.0 s transcribed" in done
+    assert any("of 6.0 s are done" in output[0] for output in job.outputs())
+    assert all(f'download="meeting.{ending}"' in files for ending in ("txt", "srt", "vtt", "json"))
+    with Slowed(endless_pair[0], SECONDS_PER_TOKEN) as steps:
+        job = visitor.submit(handle_file(path), api_name="/transcribe")
+        wait_for(lambda: steps.count > 3)
+        job.cancel()
+        wait_for(lambda: not uploads("meeting.wav"))
+    with pytest.raises(AppError, match="Choose a recording"):
+        visitor.predict(None, api_name="/transcribe")
 
 
 # ---- recordings and files ------------------------------------------------------------------------------------------
 
 
-def test_bad_uploads_are_told_and_do_no_harm(page, visitor, tmp_path) -> None:
-    for path, reason in bad_uploads(tmp_path / "sent"):
-        said = refusal(visitor, "What?", path)
-        assert reason in said and str(uploads_folder()) not in said
-        assert [*uploads_folder().rglob(Path(path).name)]  # the conversation plays it
-        said, text, files = visitor.predict(handle_file(path), api_name="/transcribe")
-        assert 'role="alert"' in said and reason in said and not text and not files
-    (tmp_path / "page.html").write_text("<script>alert(1)</script>")
-    with pytest.raises(AppError, match="Invalid file type"):
-        ask(visitor, "What?", str(tmp_path / "page.html")).result()
-    assert answer(visitor, "Hello?") == page.answer("Hello?", max_new_tokens=TOKENS)
+def test_who_leaves_stops_the_answer_and_leaves_nothing(visitors, url, endless_pair, tmp_path) -> None:
+    def leave(client: Client) -> None:
+        """Close the connection that a page keeps open for as long as it is there."""
+        with httpx.stream("GET", f"{url}gradio_api/heartbeat/{client.session_hash}") as response:
+            next(response.iter_lines())
+
+    first, second = visitors
+    path = write_noise(tmp_path / "mine.wav", 0.7, 99)
+    assert answer(first, "What?", path)
+    with Slowed(endless_pair[0], SECONDS_PER_TOKEN) as steps:
+        job = ask(second, "What?", path, tokens=MANY_TOKENS)
+        wait_for(lambda: len(job.outputs()) > 2)
+        (mine,) = uploads("mine.wav")
+        assert httpx.get(f"{url}gradio_api/file={mine}").status_code == 200  # for the player
+        job.cancel()
+        leave(second)
+        wait_for(lambda: not model_lock(endless_pair[0]).locked())
+        assert steps.count < MANY_TOKENS / 2
+    assert mine.exists()  # somebody else has asked about the same
+    leave(first)
+    wait_for(lambda: not mine.exists())
+    assert httpx.get(f"{url}gradio_api/file={mine}").status_code == 403
 
 
-def test_a_container_that_does_not_say_its_length_is_read_no_further_than_the_bound(visitor, tmp_path) -> None:
-    av = pytest.importorskip("av")
-    path = tmp_path / "long.aac"
-    with av.open(str(path), "w", format="adts") as container:
-        stream = container.add_stream("aac", rate=16_000)
-        stream.layout = "mono"
-        samples = np.zeros((1, int(16_000 * (MAX_AUDIO_SECONDS + 5))), dtype=np.float32)
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
-        frame.sample_rate = 16_000
-        for packet in [*stream.encode(frame), *stream.encode(None)]:
-            container.mux(packet)
-    assert "long.aac is longer than 20.0 s, the most that this page takes" in refusal(visitor, "What?", str(path))
-
-
-def test_a_file_that_is_too_large_is_not_taken(page) -> None:
-    upload = f"{page.url}gradio_api/upload"
-    answer = httpx.post(upload, files={"files": ("big.wav", bytes(1_100_000))})
-    assert answer.status_code == 413 and "maximum allowed size" in answer.text
-    assert httpx.post(upload, files={"files": ("small.wav", bytes(900_000))}).status_code == 200
-
-
-def test_files_of_the_server_cannot_be_had(page, tmp_path) -> None:
+def test_files_of_the_server_and_of_other_addresses_cannot_be_had(visitors, url, clips, tmp_path) -> None:
+    api = f"{url}gradio_api"
     secret = write_noise(tmp_path / "secret.wav", 0.5)
-    for path in (secret, "/etc/hostname", str(uploads_folder()), f"{uploads_folder()}/../../{secret}"):
-        assert httpx.get(f"{page.url}gradio_api/file={path}").status_code == 403
+    for path in (secret, "/etc/hostname", os.environ["GRADIO_TEMP_DIR"]):
+        assert httpx.get(f"{api}/file={path}").status_code == 403
     named = {"path": secret, "meta": {"_type": "gradio.FileData"}}
     for name, data in (("transcribe", [named]), ("chat", [{"text": "What?", "files": [named]}, True, 5, 0])):
-        event = httpx.post(f"{page.url}gradio_api/call/{name}", json={"data": data}).json()["event_id"]
-        said = httpx.get(f"{page.url}gradio_api/call/{name}/{event}").text
+        event = httpx.post(f"{api}/call/{name}", json={"data": data}).json()["event_id"]
+        said = httpx.get(f"{api}/call/{name}/{event}").text
         assert "event: error" in said and "figure" not in said
 
-
-def test_nothing_is_fetched_for_a_visitor(page, visitor, uploads) -> None:
-    """Of addresses Gradio would fetch as much as there is."""
-    address = "https://audio.example/large.wav"
-    for method in ("GET", "HEAD"):
-        for path in (address, address.replace(":", "%3A"), address.replace("https", "HTTP")):
-            response = httpx.request(method, f"{page.url}gradio_api/file={path}")
-            assert response.status_code == 403 and (method == "HEAD" or "fetches nothing" in response.text)
-    named = {"path": address, "meta": {"_type": "gradio.FileData"}}
-    for call in ("call/chat", "call/transcribe", "run/chat", "api/chat", "queue/join"):
-        body = {"data": [named], "fn_index": 0, "session_hash": "somebody"}
-        for shown in (body, {**body, "data": [{"deeper": [named]}]}):
-            response = httpx.post(f"{page.url}gradio_api/{call}", json=shown)
-            assert response.status_code == 403 and "fetches nothing" in response.text
-    call = f"{page.url}gradio_api/call/chat"
-    assert httpx.post(call, json={"data": ["x" * MAX_CALL_BYTES]}).status_code == 413
-    assert httpx.post(call, content=b"[" * 200_000).status_code == 400
-    assert answer(visitor, f"Is {address} a path?", uploads[0])  # an address is nothing bad to ask about
+    address = "https://audio.example/large.wav"  # of which Gradio would fetch as much as there is
+    for path in (address, address.replace(":", "%3A"), address.replace("https", "HTTP")):
+        response = httpx.get(f"{api}/file={path}")
+        assert response.status_code == 403 and "fetches nothing" in response.text
+    for call in ("call/chat", "run/chat", "queue/join"):
+        response = httpx.post(f"{api}/{call}", json={"data": [{"deeper": [{**named, "path": address}]}]})
+        assert response.status_code == 403 and "fetches nothing" in response.text
+    assert httpx.post(f"{api}/call/chat", json={"data": ["x" * MAX_CALL_BYTES]}).status_code == 413
+    assert httpx.post(f"{api}/call/chat", content=iter([b"{}"])).status_code == 413  # does not say how large it is
+    assert httpx.post(f"{api}/call/chat", content=b"[" * 200_000).status_code == 403
+    for size, status in ((1_100_000, 413), (900_000, 200)):
+        assert httpx.post(f"{api}/upload", files={"files": ("a.wav", bytes(size))}).status_code == status
+    assert answer(visitors[0], f"Is {address} a path?", clips[0])  # an address is nothing bad to ask about
 
 
-def test_who_leaves_stops_the_answer_and_leaves_nothing(page, visitor, uploads, tmp_path) -> None:
-    path = write_noise(tmp_path / "mine.wav", 0.7, 99)
-    assert answer(visitor, "What?", path)
-    client = Client(page.url, verbose=False)
-    with Slowed(page.model, SECONDS_PER_TOKEN) as steps:
-        job = ask(client, "What?", path, tokens=MANY_TOKENS)
-        wait_for(lambda: len(job.outputs()) > 2)
-        before = steps.count
-        (mine,) = uploads_folder().rglob("mine.wav")
-        assert httpx.get(f"{page.url}gradio_api/file={mine}").status_code == 200  # for the player
-        leave(page, client)
-        wait_for(lambda: not page.is_busy)
-        assert steps.count - before < MANY_TOKENS / 2
-    assert mine.exists()  # somebody else has asked about the same
-    leave(page, visitor)
-    wait_for(lambda: not mine.exists())
-    assert httpx.get(f"{page.url}gradio_api/file={mine}").status_code == 403
-    held = Uploads()
-    own = Path(write_noise(tmp_path / "own.wav", 0.5))
-    for deed in (held.hold, held.hold, held.release):  # an example of the page
-        deed([str(own)])
-    assert own.exists()
-
-
-def test_the_picture_is_what_the_processor_computes(page, uploads) -> None:
-    waveform = load_waveform(uploads[1])
-    (features,) = page.processor.extract_features(waveform)
-    np.testing.assert_array_equal(log_mel(waveform, page.processor), features)
-    pooled = log_mel(waveform, page.processor, max_columns=40)
+def test_the_picture_is_what_the_processor_computes(endless_pair, clips) -> None:
+    waveform, processor = load_waveform(clips[1]), endless_pair[1]
+    (features,) = processor.extract_features(waveform)
+    np.testing.assert_array_equal(log_mel(waveform, processor), features)
+    pooled = log_mel(waveform, processor, max_columns=40)
     assert pooled.shape[1] <= 40 and pooled.max() == features.max()
     long = np.tile(waveform, 20)
-    assert log_mel(long, page.processor, max_columns=10_000).shape[1] == len(long) // 160
-    assert picture(waveform[:1], page.processor).startswith('<figure class="sound"><img alt="Waveform')
-
-
-def test_transcribing_ends_with_text_and_files_or_is_stopped(page, visitor, tmp_path) -> None:
-    path = write_noise(tmp_path / "meeting.wav", 6)
-    job = visitor.submit(handle_file(path), api_name="/transcribe")
-    done, text, files = job.result()
-    expected = AudioLlm(page.model, page.processor).transcribe(path)
-    assert text == expected.text != "" and "6.0 s transcribed" in done
-    assert any("<progress" in output[0] for output in job.outputs())
-    assert all(f'download="meeting.{ending}"' in files for ending in ("txt", "srt", "vtt", "json"))
-    with Slowed(page.model, SECONDS_PER_TOKEN) as steps:
-        job = visitor.submit(handle_file(path), api_name="/transcribe")
-        wait_for(lambda: steps.count > 3)
-        visitor.predict(api_name="/stop_transcribing")
-        assert job.result()[0] == "Stopped."
-    assert not [*uploads_folder().rglob("meeting.wav")]
-    assert "Choose a recording" in visitor.predict(None, api_name="/transcribe")[0]
+    assert log_mel(long, processor, max_columns=10_000).shape[1] == len(long) // 160
+    assert picture(waveform[:1], processor).startswith('<figure><img alt="Waveform')
 
 
 # ---- options -------------------------------------------------------------------------------------------------------
 
 
-def test_password_examples_system_and_no_adapter(endless_pair, uploads) -> None:
-    model, processor = endless_pair
-    model = copy.deepcopy(model).merge_adapters()
-    with serve(model, processor, auth="guest:secret", examples=[uploads[0]], system="Be brief.") as page:
-        assert httpx.get(f"{page.url}config").status_code == 401
-        wrong = httpx.post(f"{page.url}login", data={"username": "guest", "password": "wrong"})
+def test_password_examples_system_and_no_adapter(endless_pair, clips) -> None:
+    model, processor = copy.deepcopy(endless_pair[0]).merge_adapters(), endless_pair[1]
+    with serve(model, processor, auth="guest:secret", examples=[clips[0]], system="Be brief.") as url:
+        assert httpx.get(f"{url}config").status_code == 401
+        wrong = httpx.post(f"{url}login", data={"username": "guest", "password": "wrong"})
         assert wrong.status_code == 400 and not wrong.cookies
-        client = Client(page.url, auth=("guest", "secret"), verbose=False)
+        client = Client(url, auth=("guest", "secret"), verbose=False)
         properties = [each["props"] for each in client.config["components"]]
         assert any("clip0.wav" in str(each.get("examples")) for each in properties)
         (adapter,) = [each for each in properties if each.get("label") == "Adapter"]
@@ -311,59 +263,49 @@ def test_password_examples_system_and_no_adapter(endless_pair, uploads) -> None:
         expected = Session(model, processor, system="Be brief.").ask("Hello?", max_new_tokens=TOKENS)
         assert answer(client, "Hello?", adapter=False) == expected
         client.close()
-        folder = uploads_folder()
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
         assert folder.stat().st_mode & 0o077 == 0  # nobody else's to read
     assert not folder.exists()
 
 
 def test_what_hinders_the_page_is_said(tmp_path, endless_pair, monkeypatch) -> None:
-    pair = endless_pair
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        with pytest.raises(OSError, match=str(port)), served(*pair, DemoWebArguments(port=port)):
+    def hindered(kind: type[Exception], said: str, **options: Any) -> None:
+        with pytest.raises(kind, match=re.escape(said)), served(*endless_pair, DemoWebArguments(**options)):
             pass
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        hindered(OSError, str(port), port=port)
     (tmp_path / "bad.wav").write_bytes(b"words")
-    examples = [str(tmp_path / "bad.wav")]
-    with pytest.raises(ValueError, match=re.escape("bad.wav")), served(*pair, DemoWebArguments(examples=examples)):
-        pass
+    hindered(ValueError, "bad.wav", examples=[str(tmp_path / "bad.wav")])
+    hindered(ValueError, "--port is 0", port=0)
+    hindered(ValueError, "USER:PASSWORD", auth="guest")
+    hindered(ValueError, "--max_audio_seconds is -1", max_audio_seconds=-1.0)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    needed = re.escape('pip install "audiollm[web]"')
-    with pytest.raises(ImportError, match=needed), served(*pair, DemoWebArguments()):
-        pass
+    hindered(ImportError, 'pip install "audiollm[web]"')
 
 
-def test_options_that_cannot_be_are_refused_and_by_default_nobody_else_gets_in() -> None:
-    for options, reason in (
-        ({"port": 0}, "--port is 0"),
-        ({"auth": "guest"}, "USER:PASSWORD"),
-        ({"max_audio_seconds": -1.0}, "--max_audio_seconds is -1"),
+def test_by_default_nobody_else_gets_in() -> None:
+    for options, is_open in (
+        ({}, False),
+        ({"host": "localhost"}, False),
+        ({"host": "0.0.0.0"}, True),
+        ({"share": True}, True),
+        ({"host": "0.0.0.0", "auth": "a:b"}, False),
     ):
-        with pytest.raises(ValueError, match=re.escape(reason)):
-            DemoWebArguments(**options)
-    options = DemoWebArguments()
-    assert options.host == "127.0.0.1" and not options.share and not options.is_open
-    assert DemoWebArguments(host="0.0.0.0").is_open and DemoWebArguments(share=True).is_open
-    assert not DemoWebArguments(host="0.0.0.0", auth="a:b").is_open and not DemoWebArguments(host="localhost").is_open
+        assert DemoWebArguments(**options).is_open == is_open
 
 
-def test_the_command_says_what_hinders_it(checkpoint, monkeypatch, tmp_path, capsys) -> None:
-    served: list[Any] = []
+def test_the_command_loads_what_it_is_told_and_says_what_hinders_it(checkpoint, monkeypatch, capsys) -> None:
+    loaded: list[Any] = []
 
     def no_page(model: Any, *_: Any) -> None:
-        served.append(model)
+        loaded.append(model)
         raise OSError("no page here")
 
     monkeypatch.setattr(demo_web, "served", no_page)
-    for options, said in (
-        (["--merge_adapters"], "no page here"),
-        (["--device", "no_such"], "no_such cannot be used"),
-        (["--model", str(tmp_path)], "no config.json"),
-        (["--port", "99999"], "--port is 99999"),
-    ):
+    for option, said in (("--merge_adapters", "no page here"), ("--device=no_such", "no_such cannot be used")):
         with pytest.raises(SystemExit):
-            demo_web.main(["--model", str(checkpoint), *options])
+            demo_web.main(["--model", str(checkpoint), option])
         assert said in capsys.readouterr().err
-    (model,) = served
-    assert not model.config.lora_adapters
+    assert [bool(model.config.lora_adapters) for model in loaded] == [False]

@@ -1,62 +1,45 @@
-"""`audiollm serve`, asked by OpenAI's own client: the package's answers, whole and streamed, and a clear no to the rest."""
+"""Requests of the clients that people use, against `audiollm serve`: the package's answers, and a clear no to the rest."""
 
-import json
-import shutil
-import signal
-import socket
+import importlib
+import io
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import openai
 import pytest
-import soundfile
-from audiollm import AudioLlmForConditionalGeneration
 from audiollm.inference.answering import answer
 from audiollm.inference.loaded import AudioLlm
-from audiollm.inference.transcripts import as_srt, as_vtt
+from audiollm.inference.serving.service import ServingSettings
+from audiollm.inference.transcribing import TranscribingSettings
+from audiollm.inference.transcripts import Transcript, as_srt, as_vtt
 from audiollm.processing import load_waveform
-from long_recordings import RATE, in_a_row, noises
-from servers import Command, as_own, audio, client_of, command, text, user, wav
-from transformers import pipeline
+from long_recordings import RATE, in_a_row, noises, prompts
+from servers import as_own, audio, client_of, in_thread, text, user, wav
 
-MAX_UPLOAD_MB, MAX_NEW_TOKENS = 3, 100
-NEW_TOKENS = 12
-API_KEY = "open-sesame"
-AUTHORISED = {"Authorization": f"Bearer {API_KEY}"}
+NAME, KEY, MAX_UPLOAD_MB, MAX_NEW_TOKENS = "tiny", "open-sesame", 3, 24
+AUTHORISED = {"Authorization": f"Bearer {KEY}"}
+TRANSCRIBING = TranscribingSettings(window_seconds=2, max_new_tokens=12, batch_size=2)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(checkpoint, tmp_path_factory) -> Path:
-    """The tiny pair, which brings along that transcripts are short."""
-    folder = shutil.copytree(checkpoint, tmp_path_factory.mktemp("served") / checkpoint.name)
-    config = folder / "generation_config.json"
-    stored = {"audiollm_transcribe": {"max_new_tokens": NEW_TOKENS}}
-    config.write_text(json.dumps(json.loads(config.read_text()) | stored))
-    return folder
+def url(model, processor) -> Iterator[str]:
+    limits: dict[str, Any] = {
+        "max_upload_mb": MAX_UPLOAD_MB,
+        "max_audio_seconds": 60,
+        "max_new_tokens": MAX_NEW_TOKENS,
+    }
+    settings = ServingSettings(NAME, KEY, transcribing=TRANSCRIBING, **limits)
+    with in_thread(model, processor, settings) as (url, _):
+        yield url
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint) -> AudioLlmForConditionalGeneration:
-    return AudioLlmForConditionalGeneration.from_pretrained(checkpoint)
-
-
-@pytest.fixture(scope="module")
-def served(checkpoint, tmp_path_factory) -> Iterator[Command]:
-    limits = ["--max_upload_mb", MAX_UPLOAD_MB, "--max_audio_seconds", 60, "--max_new_tokens", MAX_NEW_TOKENS]
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "temporary").mkdir()
-    variables = {"TMPDIR": str(folder / "temporary"), "AUDIOLLM_API_KEY": API_KEY}
-    with command(folder, "--model", checkpoint, *limits, **variables) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def client(served) -> openai.OpenAI:
-    return client_of(served.url, API_KEY)
+def client(url) -> openai.OpenAI:
+    return client_of(url, KEY)
 
 
 @pytest.fixture(scope="module")
@@ -66,65 +49,139 @@ def sounds(clips) -> list[np.ndarray]:
 
 
 def ask(client: openai.OpenAI, messages: list[Any], **options: Any) -> Any:
-    return client.chat.completions.create(
-        **{"model": "tiny-ears", "messages": messages, "max_tokens": NEW_TOKENS, **options}
-    )
-
-
-def said(client: openai.OpenAI, messages: list[Any], **options: Any) -> str:
-    return ask(client, messages, **options).choices[0].message.content
-
-
-def streamed(client: openai.OpenAI, messages: list[Any], **options: Any) -> tuple[str, list[Any]]:
-    """Return the text of a streamed answer, and its chunks."""
-    chunks = list(ask(client, messages, stream=True, **options))
-    return "".join(each.choices[0].delta.content or "" for each in chunks if each.choices), chunks
+    return client.chat.completions.create(**{"model": NAME, "messages": messages, "max_tokens": 12, **options})
 
 
 def refusal(call: Callable[[], Any]) -> tuple[int, str, str | None]:
-    """Status, message and code of the error that a call ends with, in OpenAI's shape."""
+    """Return status, message and code of the error that a call ends with, in OpenAI's shape."""
     with pytest.raises(openai.APIStatusError) as caught:
         call()
     body = caught.value.response.json()
     assert body.keys() == {"error"} and body["error"].keys() == {"message", "type", "param", "code"}
-    kind = "server_error" if caught.value.status_code >= 500 else "invalid_request_error"
-    assert body["error"]["type"] == kind
+    assert body["error"]["type"] == "invalid_request_error"
     return caught.value.status_code, body["error"]["message"], body["error"]["code"]
 
 
-def conversations(sounds: list[np.ndarray]) -> dict[str, list[dict[str, Any]]]:
-    mp3, flac = wav(sounds[1], "MP3"), wav(sounds[2], "FLAC")
-    return {
-        "system": [{"role": "system", "content": "Be terse."}, user("Hello?")],
-        "developer": [{"role": "developer", "content": "Be terse."}, user("Hello?")],
-        "speech": [user(audio(wav(sounds[0])))],
-        "several": [user(text("Is "), audio(mp3, "mp3"), text(" like "), audio(flac, "flac"), text("?"))],
-        "turns": [user(audio(flac, "flac"), text("What?")), {"role": "assistant", "content": "Yes."}, user("Why?")],
-    }
+# ---- one way to ask for each client --------------------------------------------------------------------------------
 
 
-# ---- the same answers ----------------------------------------------------------------------------------------------
+def by_openai(url: str, messages: list[dict[str, Any]], stream: bool, **options: Any) -> tuple[str, str]:
+    """Return text and reason of the end, as the other functions do; a stream says the same of itself as a whole answer."""
+    completions = client_of(url, KEY).chat.completions
+    whole = completions.create(model=NAME, messages=messages, **options)
+    usage, (choice,) = whole.usage, whole.choices
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    if not stream:
+        return choice.message.content, choice.finish_reason
+    asked = {"stream": True, "stream_options": {"include_usage": True}, **options}
+    *chunks, last = completions.create(model=NAME, messages=messages, **asked)
+    assert (last.usage.prompt_tokens, last.usage.completion_tokens) == (usage.prompt_tokens, usage.completion_tokens)
+    assert chunks[0].choices[0].delta.role == "assistant" and len({chunk.id for chunk in chunks}) == 1
+    *reasons, end = (chunk.choices[0].finish_reason for chunk in chunks)
+    assert not any(reasons) and len(reasons) > 2
+    return "".join(each.choices[0].delta.content or "" for each in chunks), end
+
+
+def by_langchain(url: str, messages: list[dict[str, Any]], stream: bool, **options: Any) -> tuple[str, str]:
+    ChatOpenAI = pytest.importorskip("langchain_openai").ChatOpenAI
+    messages_of = importlib.import_module("langchain_core.messages").convert_to_messages
+    named = {each: options.pop(each) for each in ("max_tokens", "n") if each in options}
+    chat = ChatOpenAI(model=NAME, base_url=f"{url}/v1", api_key=KEY, max_retries=0, **named)
+    tools = options.pop("tools", None)
+    chosen = chat.bind_tools(tools, **options) if tools else chat.bind(**options)
+    chunks = list(chosen.stream(messages_of(messages))) if stream else [chosen.invoke(messages_of(messages))]
+    reasons = [each.response_metadata.get("finish_reason") for each in chunks]
+    return "".join(each.content for each in chunks), next(filter(None, reasons))
+
+
+def by_litellm(url: str, messages: list[dict[str, Any]], stream: bool, **options: Any) -> tuple[str, str]:
+    litellm = pytest.importorskip("litellm")
+    asked = {"model": f"openai/{NAME}", "api_base": f"{url}/v1", "api_key": KEY, "max_retries": 0}
+    found = litellm.completion(messages=messages, stream=stream, **asked, **options)
+    if not stream:
+        return found.choices[0].message.content, found.choices[0].finish_reason
+    chunks = list(found)
+    reasons = [each.choices[0].finish_reason for each in chunks]
+    return "".join(each.choices[0].delta.content or "" for each in chunks), next(filter(None, reasons))
+
+
+CLIENTS: dict[str, Callable[..., tuple[str, str]]] = {
+    "openai": by_openai,
+    "langchain": by_langchain,
+    "litellm": by_litellm,
+}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch) -> None:
+    """Keep LiteLLM from asking the internet for its table of prices."""
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+
+
+# ---- chat ----------------------------------------------------------------------------------------------------------
+
+HELLO, FEW = [user("Hello?")], {"max_tokens": 5}
+LOOK = {"type": "function", "function": {"name": "look", "description": "Looks.", "parameters": {"type": "object"}}}
+CALLS = [
+    {"id": f"call_{name}", "type": "function", "function": {"name": name, "arguments": '{"at": "sky"}'}}
+    for name in ("look", "hear")
+]
+TOOL_TURNS = [
+    *HELLO,
+    {"role": "assistant", "content": None, "tool_calls": CALLS[:1]},
+    {"role": "tool", "tool_call_id": "call_look", "content": "blue"},
+    {"role": "assistant", "content": "I go on.", "tool_calls": CALLS},
+    {"role": "tool", "tool_call_id": "call_hear", "content": [text("a bird")]},
+    {"role": "tool", "tool_call_id": "call_look", "content": "blue"},
+]
+LOOKED, HEARD = (f'Call of {name}: {{"at": "sky"}}' for name in ("look", "hear"))
+TOLD = [
+    *HELLO,
+    {"role": "assistant", "content": LOOKED},
+    user("Result of look: blue"),
+    {"role": "assistant", "content": f"I go on.\n{LOOKED}\n{HEARD}"},
+    user("Result of hear: a bird\nResult of look: blue"),
+]
+SCHEMA = {"name": "answer", "schema": {"type": "object", "properties": {"answer": {"type": "string"}}}}
+BRIEF = [{"role": "system", "content": "Be terse."}, *HELLO]
+#: Requests and what comes of them: the messages that the model answers, or the field that is refused.
+REQUESTS: dict[str, tuple[list[dict[str, Any]], dict[str, Any], list[dict[str, Any]] | str]] = {
+    "system": (BRIEF, FEW, BRIEF),
+    "developer": ([{**BRIEF[0], "role": "developer"}, *HELLO], FEW, BRIEF),
+    "name": ([{**user("Hello?"), "name": "ann"}], FEW, HELLO),
+    "more tokens than there may be": (HELLO, {"max_tokens": 4096}, HELLO),
+    "tools and tool_choice none": (HELLO, {"tools": [LOOK], "tool_choice": "none"}, HELLO),
+    "tools": (HELLO, {"tools": [LOOK]}, "tools"),
+    "tools and tool_choice required": (HELLO, {"tools": [LOOK], "tool_choice": "required"}, "tool_choice"),
+    "history with tool calls": (TOOL_TURNS, FEW, TOLD),
+    "json_object": (HELLO, {"response_format": {"type": "json_object"}}, "response_format"),
+    "json_schema": (HELLO, {"response_format": {"type": "json_schema", "json_schema": SCHEMA}}, "response_format"),
+    "two answers": (HELLO, {"n": 2}, "n"),
+    "hints": (HELLO, {**FEW, "user": "ann", "parallel_tool_calls": False, "store": True}, HELLO),
+    "unknown field": (HELLO, {**FEW, "extra_body": {"best_tokens": 3, "reasoning_effort": "low"}}, HELLO),
+}
 
 
 @pytest.mark.quick
-def test_answers_are_the_packages_and_streams_hold_the_same(client, sounds, model, processor) -> None:
-    listen = pipeline("audio-text-to-text", model=model, processor=processor, device="cpu")
-    for name, messages in conversations(sounds).items():
-        own = [{**each, "role": each["role"].replace("developer", "system")} for each in as_own(messages)]
-        [expected] = answer(model, processor, [own], max_new_tokens=NEW_TOKENS)
-        assert listen(own, max_new_tokens=NEW_TOKENS)[0]["generated_text"].strip() == expected
-        whole = ask(client, messages)
-        assert whole.choices[0].message.content == expected and expected, name
-        given, chunks = streamed(client, messages, stream_options={"include_usage": True})
-        assert given == expected and len(chunks) > 6, name
-        assert chunks[0].choices[0].delta.role == "assistant" and len({chunk.id for chunk in chunks}) == 1
-        ends = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
-        assert ends[:-1] == [None] * (len(ends) - 1) and ends[-1] == whole.choices[0].finish_reason == "length"
-        usage = whole.usage
-        assert chunks[-1].usage.total_tokens == usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
-        assert usage.completion_tokens == NEW_TOKENS
-        inputs = processor.apply_chat_template(own, tokenize=True, add_generation_prompt=True)
-        assert usage.prompt_tokens == inputs["input_ids"].shape[1]
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("client", CLIENTS)
+def test_request_matrix(client, stream, url, model, processor, sounds) -> None:
+    mp3, flac = audio(wav(sounds[1], "MP3"), "mp3"), audio(wav(sounds[2], "FLAC"), "flac")
+    told: dict[str, list[dict[str, Any]]] = {
+        "speech": [user(audio(wav(sounds[0])))],
+        "several": [user(text("Is "), mp3, text(" like "), flac, text("?"))],
+        "turns": [user(flac, text("What?")), {"role": "assistant", "content": "Yes."}, user("Why?")],
+    }
+    requests = {**REQUESTS, **{name: (messages, FEW, as_own(messages)) for name, messages in told.items()}}
+    for name, (messages, options, expected) in requests.items():
+        if isinstance(expected, str):
+            with pytest.raises(Exception, match=f"{expected} is not supported") as caught:
+                CLIENTS[client](url, messages, stream, **options)
+            assert caught.value.status_code == 400, name
+            continue
+        bound = min(options.get("max_tokens", MAX_NEW_TOKENS), MAX_NEW_TOKENS)
+        [right] = answer(model, processor, [expected], max_new_tokens=bound)
+        assert CLIENTS[client](url, messages, stream, **options) == (right, "length") != ("", "length"), name
 
 
 def test_a_follow_up_goes_on_and_is_as_read_anew(client, sounds, model, processor) -> None:
@@ -132,266 +189,234 @@ def test_a_follow_up_goes_on_and_is_as_read_anew(client, sounds, model, processo
     reused = []
     for question in ("And who says it?", "Why?", None):
         response = ask(client, messages)
-        [expected] = answer(model, processor, [as_own(messages)], max_new_tokens=NEW_TOKENS)
+        [expected] = answer(model, processor, [as_own(messages)], max_new_tokens=12)
         assert response.choices[0].message.content == expected
+        inputs = processor.apply_chat_template(as_own(messages), tokenize=True, add_generation_prompt=True)
+        assert response.usage.prompt_tokens == inputs["input_ids"].shape[1]
         reused.append(response.usage.prompt_tokens_details.cached_tokens)
         # As clients send it back: with every field of the answer, most of them null.
         messages += [response.choices[0].message.model_dump(), user(question)]
     slots = processor.num_audio_slots(len(sounds[3]))
     assert reused[0] == 0 and slots < reused[1] < reused[2]
-    # Asked once more, and by another user, it is not in the cache.
-    assert ask(client, messages[:5]).usage.prompt_tokens_details.cached_tokens == 0
-    begun = ask(client, messages[:1], user="one")
-    going_on = [*messages[:1], begun.choices[0].message, user("Why?")]
-    assert ask(client, going_on, user="other").usage.prompt_tokens_details.cached_tokens == 0
-    assert ask(client, going_on, user="one").usage.prompt_tokens_details.cached_tokens > slots
-    begun = ask(client, messages[:1])
-    changed = [user(audio(wav(sounds[3] * 0.9)), text("What is said?")), begun.choices[0].message, user("Why?")]
-    assert ask(client, changed).usage.prompt_tokens_details.cached_tokens == 0
+
+    def cached(messages: list[Any], **options: Any) -> int:
+        return ask(client, messages, **options).usage.prompt_tokens_details.cached_tokens
+
+    assert cached(messages[:5]) == 0  # asked once more
+    going_on = [*messages[:1], ask(client, messages[:1], user="one").choices[0].message, user("Why?")]
+    assert cached(going_on, user="other") == 0 and cached(going_on, user="one") > slots
+    changed = [user(audio(wav(sounds[3] * 0.9)), text("What is said?")), *going_on[1:]]
+    assert ask(client, messages[:1]).choices and cached(changed) == 0
 
 
 def test_many_at_once_get_their_own_answers(client, sounds, model, processor) -> None:
     questions = [[user(audio(wav(clip)), text(f"What is {number}?"))] for number, clip in enumerate(sounds[:3])]
     questions += [[user(words)] for words in ("Who?", "Hello?", "Is it 4?")]
-    expected = answer(model, processor, list(map(as_own, questions)), max_new_tokens=NEW_TOKENS)
+    expected = answer(model, processor, list(map(as_own, questions)), max_new_tokens=12)
     assert len(set(expected)) == len(questions)
-
     with ThreadPoolExecutor(len(questions)) as pool:
-        assert [text for text, _ in pool.map(lambda each: streamed(client, each), questions)] == expected
+        answers = pool.map(lambda each: ask(client, each).choices[0].message.content, questions)
+        assert list(answers) == expected
 
 
-# ---- options of a request ------------------------------------------------------------------------------------------
+def test_options_of_a_request_decide_its_answer(client) -> None:
+    def said(**options: Any) -> str:
+        return ask(client, HELLO, **{"max_tokens": 24, **options}).choices[0].message.content
 
+    greedy, one = said(frequency_penalty=0), said(temperature=1, seed=1)
+    assert said(temperature=0, top_p=0.5, seed=1) == greedy and said(temperature=1, seed=1) == one
+    assert len({greedy, one, said(temperature=1, seed=2), said(temperature=2, seed=3)}) == 4
+    assert len({one, said(temperature=1), said(temperature=1)}) == 3
+    assert said(temperature=1, seed=1, top_p=0.001) == greedy == said(top_p=0.001) != said(top_p=0.999, seed=1)
+    assert said(extra_body={"repetition_penalty": 1.5}) != greedy
+    assert ask(client, HELLO, max_completion_tokens=5).usage.completion_tokens == 5
 
-def test_bounds_are_honoured(client) -> None:
-    response = ask(client, [user("Hello?")], max_completion_tokens=5)
-    assert response.usage.completion_tokens == 5 and response.choices[0].finish_reason == "length"
-    response = client.chat.completions.create(model="tiny-ears", messages=[user("Hello?")])
-    assert response.usage.completion_tokens == MAX_NEW_TOKENS or response.choices[0].finish_reason == "stop"
-
-
-def test_draws_depend_on_seed_temperature_and_top_p(client) -> None:
-    def drawn(**options: Any) -> str:
-        return said(client, [user("Hello?")], max_tokens=24, **options)
-
-    greedy = drawn()
-    assert drawn(temperature=0, top_p=0.5, seed=1) == greedy
-    one = drawn(temperature=1, seed=1)
-    assert one == drawn(temperature=1, seed=1)
-    assert len({greedy, one, drawn(temperature=1, seed=2), drawn(temperature=2, seed=1)}) == 4
-    assert len({one, drawn(temperature=1), drawn(temperature=1)}) == 3
-    assert drawn(temperature=1, seed=1, top_p=0.001) == greedy == drawn(top_p=0.001)
-    assert drawn(top_p=0.999, seed=1) != greedy
-
-
-def test_a_penalty_changes_what_is_written(client) -> None:
-    plain = said(client, [user("Hello?")], max_tokens=60, frequency_penalty=0, presence_penalty=0)
-    found = said(client, [user("Hello?")], max_tokens=60, extra_body={"repetition_penalty": 1.5})
-    assert found != plain and len(found) - len(set(found)) < len(plain) - len(set(plain))
-
-
-def test_stop_strings_end_an_answer_before_them(client) -> None:
-    plain = said(client, [user("Hello?")], max_tokens=40)
-    stop = plain[10:12]
-    at = plain.index(stop)
+    stop = greedy[10:12]
     for given in (stop, ["not there", stop]):
-        response = ask(client, [user("Hello?")], max_tokens=40, stop=given)
-        assert response.choices[0].message.content == plain[:at] and response.choices[0].finish_reason == "stop"
-        assert response.usage.completion_tokens < 40
-        whole, chunks = streamed(client, [user("Hello?")], max_tokens=40, stop=given)
-        assert whole == plain[:at] and chunks[-1].choices[0].finish_reason == "stop"
+        response = ask(client, HELLO, max_tokens=24, stop=given)
+        assert response.choices[0].message.content == greedy[: greedy.index(stop)]
+        assert response.choices[0].finish_reason == "stop" and response.usage.completion_tokens < 24
 
 
-def test_what_cannot_be_done_is_named(client) -> None:
-    for name, value in (
-        ("logprobs", True),
-        ("presence_penalty", 0.5),
-        ("modalities", ["text", "audio"]),
-        ("temperature", 3),
-        ("stop", [""]),
-        ("seed", "one"),
-    ):
-        status, message, _ = refusal(lambda name=name, value=value: ask(client, [user("Hello?")], **{name: value}))
-        assert status == 400 and name in message
-
-
-# ---- bad requests --------------------------------------------------------------------------------------------------
-
-
-def test_bad_messages_are_named(client, sounds) -> None:
-    def refused(*messages: Any) -> str:
-        status, message, _ = refusal(lambda: ask(client, list(messages)))
+def test_bad_requests_are_named(client, url, sounds) -> None:
+    def refused(*messages: Any, **options: Any) -> str:
+        status, message, _ = refusal(lambda: ask(client, list(messages), **options))
         assert status == 400
         return message
 
-    good = audio(wav(sounds[0]))
-    assert "messages" in refused()
-    assert "messages[0].role" in refused({"role": "oracle", "content": "x"})
-    assert "messages[1].content[0]" in refused(user("x"), user({"type": "image_url", "image_url": {"url": "x"}}))
-    assert "messages[0].content[1]" in refused(user(text("x"), {"type": "audio", "path": "/etc/hostname"}))
-    assert "input_audio.data is not base64" in refused(
-        user({"type": "input_audio", "input_audio": {"data": "é", "format": "wav"}})
-    )
-    assert "messages[0].content[0]" in refused(user(audio(b"junk" * 99)))
-    assert "empty" in refused(user(audio(b"")))
-    assert "rest of the 60 s" in refused(user(*[audio(wav(np.zeros(25 * RATE), "FLAC"))] * 3))
-    assert "<audio>" in refused(user("What is <audio>?"))
-    assert "<|audio_slot|>" in refused(user("What is <|audio_slot|>?"))
-    assert "text alone" in refused({"role": "system", "content": [good]}, user("x"))
-    assert "last message is one of assistant" in refused(user("x"), {"role": "assistant", "content": "y"})
-    assert "empty" in refused(user("x"), user("  "))
-    assert "1024" in refused(user("x" * 2000))
-
-
-def test_bad_bodies_are_refused(client, served) -> None:
-    url = f"{served.url}/v1/chat/completions"
+    for name, value in (("logprobs", True), ("presence_penalty", 0.5), ("modalities", ["text", "audio"])):
+        assert f"{name} is not supported" in refused(*HELLO, **{name: value})
+    for name, value in (("temperature", 3), ("stop", [""]), ("seed", "one")):
+        assert name in refused(*HELLO, **{name: value})
+    good, call = audio(wav(sounds[0])), {**CALLS[0], "function": {"name": "look", "arguments": "<audio>"}}
+    for messages, said in (
+        ([], "messages"),
+        ([{"role": "oracle", "content": "x"}], "messages[0].role"),
+        ([user("x"), user({"type": "image_url", "image_url": {"url": "x"}})], "messages[1].content[0]"),
+        ([user({"type": "input_audio", "input_audio": {"data": "é"}})], "content[0].input_audio.data: expected"),
+        ([user(audio(b"junk" * 99))], "messages[0].content[0]"),
+        ([user(audio(b""))], "empty"),
+        ([user(*[audio(wav(np.zeros(25 * RATE), "FLAC"))] * 3)], "rest of the 60 s"),
+        ([user("What is <audio>?")], "messages[0].content[0]: the text contains <audio>"),
+        ([*HELLO, {"role": "assistant", "tool_calls": [call]}, *HELLO], "messages[1]: the text contains <audio>"),
+        ([user("What is <|audio_slot|>?")], "<|audio_slot|>"),
+        ([{"role": "system", "content": [good]}, user("x")], "text alone"),
+        ([user("x"), {"role": "assistant", "content": "y"}], "last message is one of assistant"),
+        ([user("x"), user("  ")], "empty"),
+        ([user("x" * 2000)], "1024"),
+    ):
+        assert said in refused(*messages)
     for body in (b"{", b"[1]", b"\xff\xfe", b"[" * 100_000, b'{"messages": ["x"]}'):
-        response = httpx.post(url, content=body, headers=AUTHORISED)
+        response = httpx.post(f"{url}/v1/chat/completions", content=body, headers=AUTHORISED)
         assert response.status_code == 400 and response.json()["error"]["message"], body[:20]
-    for method, path, status in (("GET", "chat/completions", 405), ("POST", "nothing", 404)):
-        response = httpx.request(method, f"{served.url}/v1/{path}", headers=AUTHORISED)
-        assert response.status_code == status and path in response.json()["error"]["message"]
-    assert refusal(lambda: ask(client, [user("x")], model="openai/whisper-tiny"))[::2] == (404, "model_not_found")
-    assert "whisper" not in served.log
-
-
-def test_huge_uploads_end_at_the_limit(client, served) -> None:
-    too_large = bytes(MAX_UPLOAD_MB * 1_000_000 + 1)
-
-    def transcription() -> Any:
-        return client.audio.transcriptions.create(model="tiny-ears", file=("a.wav", too_large))
-
-    assert refusal(transcription)[::2] == (413, "too_large")
-    assert refusal(lambda: ask(client, [user(audio(too_large))]))[::2] == (413, "too_large")
-
-    def endless() -> Iterator[bytes]:
-        for _ in range(4 * MAX_UPLOAD_MB):
-            yield bytes(1_000_000)
-
-    # It does not say its size before.
-    url = f"{served.url}/v1/chat/completions"
-    assert httpx.post(url, content=endless(), headers=AUTHORISED).status_code == 413
-    assert said(client, [user("Hello?")])
+    assert refusal(lambda: ask(client, HELLO, model="openai/whisper-tiny"))[::2] == (404, "model_not_found")
 
 
 # ---- transcriptions ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def recording(sounds, tmp_path_factory) -> Path:
+def recording() -> bytes:
     """Prompts with pauses between them, and a noise."""
-    path = tmp_path_factory.mktemp("sound") / "row.flac"
-    row = in_a_row(sounds[:2], [1.0, 2.9, 3.0])
-    soundfile.write(path, np.concatenate([row, noises(3.0, -30)["white"]]), RATE)
-    return path
+    row = in_a_row(prompts(2), [1.0, 2.9, 3.0])
+    return wav(np.concatenate([row, noises(3.0, -30)["white"]]), "FLAC")
 
 
-def test_transcripts_are_those_of_the_command(client, recording, model, processor) -> None:
-    expected = AudioLlm(model, processor).transcribe(recording)
-    assert len([each for each in expected.passages if each.text]) >= 2 and expected.skipped
+@pytest.fixture(scope="module")
+def transcript(model, processor, recording) -> Callable[..., Transcript]:
+    return lambda **changed: AudioLlm(model, processor).transcribe(recording, **{**vars(TRANSCRIBING), **changed})
 
-    def got(**options: Any) -> Any:
-        with open(recording, "rb") as file:
-            return client.audio.transcriptions.create(**{"model": "tiny-ears", "file": file, **options})
 
-    assert got(model="").text == expected.text
-    plain = got(response_format="json", temperature=0)
-    assert plain.text == expected.text and plain.usage.seconds == pytest.approx(expected.seconds)
-    assert got(response_format="text") == f"{expected.text}\n"
-    assert got(response_format="srt") == as_srt(expected) and got(response_format="vtt") == as_vtt(expected)
-    verbose = got(response_format="verbose_json", timestamp_granularities=["segment"])
+@pytest.fixture
+def transcribed(client, recording) -> Callable[..., Any]:
+    given = {"model": NAME, "file": ("a.flac", recording)}
+    return lambda **options: client.audio.transcriptions.create(**{**given, **options})
+
+
+def test_transcripts_in_every_format_are_those_of_the_package(transcribed, transcript, processor) -> None:
+    expected = transcript()
+    for options in ({"language": "de"}, {"language": "tlh"}, {"temperature": 0.2}, {"prompt": ""}, {"model": ""}):
+        assert transcribed(**options).text == expected.text, options
+    unknown = {"chunking_strategy": {"type": "server_vad"}, "extra_body": {"beams": 2}}
+    assert transcribed(**unknown).text == expected.text
     heard = [each for each in expected.passages if each.text]
+    assert len(heard) > 2 and expected.skipped
+    plain = transcribed(response_format="json")
+    assert plain.text == expected.text and plain.usage.seconds == math.ceil(expected.seconds)
+    for name, whole in (("text", f"{expected.text}\n"), ("srt", as_srt(expected)), ("vtt", as_vtt(expected))):
+        assert transcribed(response_format=name) == whole
+    verbose = transcribed(response_format="verbose_json", timestamp_granularities=["segment"])
     assert verbose.duration == pytest.approx(expected.seconds) and verbose.text == expected.text
     assert [(each.start, each.end) for each in verbose.segments] == [(each.start_s, each.end_s) for each in heard]
     assert [each.text for each in verbose.segments] == [" ".join(each.text.split()) for each in heard]
     assert [processor.decode(each.tokens) for each in verbose.segments] == [each.text for each in verbose.segments]
-    prompt = "Before this was said: Names: Ann.\n<audio>\nTranscribe the speech."
-    hinted = AudioLlm(model, processor).transcribe(recording, prompt=prompt)
-    assert got(prompt="Names: Ann.").text == hinted.text != expected.text
+    *deltas, done = transcribed(stream=True)
+    assert [each.type for each in deltas] == ["transcript.text.delta"] * len(heard)
+    assert done.type == "transcript.text.done" and done.text == expected.text
+    assert "".join(each.delta for each in deltas) == expected.text
 
 
-def test_bad_transcription_requests_are_named(client, served, recording) -> None:
-    file = recording.read_bytes()
-
-    def refused(**options: Any) -> str:
-        given = {"model": "tiny-ears", "file": ("talk.flac", file), **options}
-        status, message, _ = refusal(lambda: client.audio.transcriptions.create(**given))
-        assert status == 400 and "/temporary" not in message
-        return message
-
-    assert "temperature" in refused(temperature="warm") and "stream" in refused(extra_body={"stream": "perhaps"})
-    assert "response_format" in refused(response_format="diarized_json")
-    assert "response_format" in refused(stream=True, response_format="srt")
-    assert "projector_readout" in refused(response_format="verbose_json", timestamp_granularities=["word"])
-    assert "include" in refused(include=["logprobs"])
-    assert "<audio>" in refused(prompt="<audio>")
-    assert "'talk.wav'" in refused(file=("talk.wav", b"junk" * 99))
-    assert "empty" in refused(file=("../../talk.wav", b""))
-    assert "1 min 1 s long" in refused(file=("long.flac", wav(np.zeros(61 * RATE), "FLAC")))
-    url = f"{served.url}/v1/audio/transcriptions"
-    for body in ({"json": {}}, {"files": {"model": (None, "tiny-ears")}}):
-        response = httpx.post(url, headers=AUTHORISED, **body)
-        assert response.status_code == 400 and "file" in response.json()["error"]["message"]
-    form = {**AUTHORISED, "content-type": "multipart/form-data"}
-    assert httpx.post(url, content=b"x", headers=form).status_code == 400
-    other = refusal(lambda: client.audio.transcriptions.create(model="whisper-1", file=("a.flac", file)))
-    assert other[::2] == (404, "model_not_found")
+def test_litellm_transcribes(url, transcript, recording) -> None:
+    asked = {"model": f"openai/{NAME}", "api_base": f"{url}/v1", "api_key": KEY, "file": ("a.flac", recording)}
+    assert pytest.importorskip("litellm").transcription(**asked, language="de").text == transcript().text
 
 
-# ---- the rest ------------------------------------------------------------------------------------------------------
+def test_prompt_and_language_are_told_to_the_model(transcribed, transcript, model, monkeypatch) -> None:
+    hinted = transcript(prompt=f"Before this was said: Names: Ann.\n{TRANSCRIBING.prompt}").text
+    assert transcribed(prompt="Names: Ann.").text == hinted != transcript().text
+    monkeypatch.setattr(model.config.audio_config, "vocab_size", 51_865)  # a multilingual one
+    german = transcript(prompt=f"The speech is in German.\n{TRANSCRIBING.prompt}").text
+    for language in ("de-AT", "German"):
+        verbose = transcribed(language=language, response_format="verbose_json")
+        assert (verbose.text, verbose.language) == (german, "german") and german != transcript().text
+    assert "language" in refusal(lambda: transcribed(language="tlh"))[1]
 
 
-def test_models_and_health(client, served) -> None:
-    assert [each.id for each in client.models.list()] == [served.name] == ["tiny-ears"]
-    assert client.models.retrieve("tiny-ears").id == "tiny-ears"
+def aac(seconds: float) -> bytes:
+    """Return silence in a container that does not say its length."""
+    av, file = pytest.importorskip("av"), io.BytesIO()
+    with av.open(file, "w", format="adts") as container:
+        stream = container.add_stream("aac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, int(seconds * RATE)), np.float32), format="fltp", layout="mono"
+        )
+        frame.sample_rate = RATE
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    return file.getvalue()
+
+
+def test_bad_transcription_requests_are_named(client, url, transcribed) -> None:
+    for options, said in (
+        ({"extra_body": {"stream": "perhaps"}}, "stream"),
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"stream": True, "response_format": "srt"}, "response_format"),
+        ({"response_format": "verbose_json", "timestamp_granularities": ["word"]}, "projector_readout"),
+        ({"timestamp_granularities": ["word"]}, "verbose_json"),
+        ({"include": ["logprobs"]}, "include"),
+        ({"prompt": "<audio>"}, "<audio>"),
+        ({"file": ("talk.wav", b"junk" * 99)}, "'talk.wav'"),
+        ({"file": ("talk.wav", b"junk" * 99), "stream": True}, "'talk.wav'"),
+        ({"file": ("../../talk.wav", b"")}, "empty"),
+        ({"file": ("long.flac", wav(np.zeros(61 * RATE), "FLAC"))}, "1 min 1 s long"),
+    ):
+        status, message, _ = refusal(lambda options=options: transcribed(**options))
+        assert status == 400 and said in message and "/tmp" not in message
+    assert refusal(lambda: transcribed(model="whisper-1"))[::2] == (404, "model_not_found")
+    form = {"content-type": "multipart/form-data"}
+    for body in ({"json": {}}, {"files": {"model": (None, NAME)}}, {"content": b"x", "headers": form}):
+        headers = {**AUTHORISED, **body.pop("headers", {})}
+        response = httpx.post(f"{url}/v1/audio/transcriptions", headers=headers, **body)
+        assert response.status_code == 400 and response.json()["error"]["message"]
+
+
+# ---- limits, and who gets in ---------------------------------------------------------------------------------------
+
+
+def test_models_health_and_paths_that_are_none(client, url) -> None:
+    assert [each.id for each in client.models.list()] == [client.models.retrieve(NAME).id] == [NAME]
     assert refusal(lambda: client.models.retrieve("gpt-5"))[0] == 404
-    assert httpx.get(f"{served.url}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    for method, path, status in (("GET", "chat/completions", 405), ("POST", "nothing", 404)):
+        response = httpx.request(method, f"{url}/v1/{path}", headers=AUTHORISED)
+        assert response.status_code == status and path in response.json()["error"]["message"]
 
 
-def test_no_web_page_gets_in(served) -> None:
-    ask_it = {"url": f"{served.url}/v1/models"}
-    host = served.url.removeprefix("http://")
-    assert httpx.get(**ask_it, headers={**AUTHORISED, "Host": "localhost"}).status_code == 200
-    assert httpx.get(**ask_it, headers={**AUTHORISED, "Host": "rebound.example"}).status_code == 403
-    assert httpx.get(**ask_it, headers={**AUTHORISED, "Origin": "https://other.example"}).status_code == 403
-    for header, value in (("Host", "["), ("Host", "[::1"), ("Origin", "http://[")):
-        response = httpx.get(**ask_it, headers={header: value})  # before the key is looked at
-        assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_header")
-    own = httpx.get(**ask_it, headers={**AUTHORISED, "Origin": f"http://{host}"})
-    assert own.status_code == 200 and "access-control-allow-origin" not in own.headers
+def test_huge_uploads_end_at_the_limit(client, url, transcribed) -> None:
+    too_large = bytes(MAX_UPLOAD_MB * 1_000_000 + 1)
+    assert refusal(lambda: transcribed(file=("a.wav", too_large)))[::2] == (413, "too_large")
+    assert refusal(lambda: ask(client, [user(audio(too_large))]))[::2] == (413, "too_large")
+    endless = iter([bytes(1_000_000)] * 4 * MAX_UPLOAD_MB)  # which does not say its size before
+    assert httpx.post(f"{url}/v1/chat/completions", content=endless, headers=AUTHORISED).status_code == 413
+    unending = ("a.aac", aac(65))
+    assert "longer than 1 min, the most" in refusal(lambda: transcribed(file=unending))[1]
 
 
-def test_only_this_machine_is_listened_to(served) -> None:
-    port = int(served.url.rsplit(":", 1)[1])
-    assert served.url.startswith("http://127.0.0.1:") and "Warning" not in served.log
-    own = socket.gethostbyname(socket.gethostname())
-    if not own.startswith("127."):
-        with pytest.raises(OSError), socket.create_connection((own, port), timeout=2):
-            pass
-
-
-def test_nothing_of_a_request_stays(served, client, recording) -> None:
-    """After all tests before: no file, and no word or sample in the log."""
-    with open(recording, "rb") as file:
-        client.audio.transcriptions.create(model="tiny-ears", file=file)
-    temporary = Path(served.log_path.parent / "temporary")
-    assert not list(temporary.glob("audiollm-serve-*"))
-    assert "Hello?" not in served.log and "Traceback" not in served.log
-
-
-def test_without_the_key_nobody_gets_in(served) -> None:
-    for key in ("Bearer wrong", "", f"Bearer {API_KEY[:-1]}", "Bearer é"):
-        headers = {"Authorization": key.encode()}
+def test_without_the_key_nobody_gets_in(url) -> None:
+    for key in ("Bearer wrong", "", f"Bearer {KEY[:-1]}", "Bearer é"):
         for method, path in (("GET", "models"), ("POST", "chat/completions"), ("POST", "audio/transcriptions")):
-            response = httpx.request(method, f"{served.url}/v1/{path}", headers=headers)
+            response = httpx.request(method, f"{url}/v1/{path}", headers={"Authorization": key.encode()})
             assert response.status_code == 401 and response.json()["error"]["code"] == "invalid_api_key"
-    assert refusal(lambda: client_of(served.url, "wrong").models.list())[0] == 401
-    assert 'Authorization: Bearer $KEY"' in served.log and API_KEY not in served.log
+    assert refusal(lambda: client_of(url, "wrong").models.list())[0] == 401
 
 
-def test_ctrl_c_ends_it_with_what_is_under_way(served, client) -> None:
-    """The last test of this server."""
-    stream = client.chat.completions.create(model="tiny-ears", messages=[user("Hello?")], stream=True)
-    next(stream)
-    assert served.stop(signal.SIGINT) == 130
-    assert "Traceback" not in served.log and "Finished server process" in served.log
+def test_no_web_page_gets_in_unless_it_is_named(url, model, processor) -> None:
+    def asked(headers: dict[str, str], url: str = url) -> httpx.Response:
+        return httpx.get(f"{url}/v1/models", headers={**AUTHORISED, **headers})
+
+    for header, value, status in (
+        ("Host", "localhost", 200),
+        ("Host", "rebound.example", 403),
+        ("Host", "[", 400),
+        ("Origin", "https://other.example", 403),
+        ("Origin", "http://[", 400),
+    ):
+        assert asked({header: value}).status_code == status
+    own = asked({"Origin": url})
+    assert own.status_code == 200 and "access-control-allow-origin" not in own.headers
+    site = {"Origin": "https://a.example"}
+    with in_thread(model, processor, ServingSettings(NAME, KEY, allow_origins=(site["Origin"],))) as (named, _):
+        wanted = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        before = httpx.options(f"{named}/v1/chat/completions", headers={**site, **wanted})
+        for response in (before, asked(site, named)):
+            assert response.status_code == 200 and response.headers["access-control-allow-origin"] == site["Origin"]
+        assert asked({"Origin": "https://b.example"}, named).status_code == 403

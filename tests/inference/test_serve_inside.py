@@ -1,19 +1,22 @@
-"""The server behind its answers: who waits for whom, who goes away, what is kept, and its options."""
+"""The server behind its answers: who waits for whom, who goes away, what is kept, and the command with its options."""
 
+import os
+import signal
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
 import openai
+import prepared_python
 import pytest
 import torch
 import uvicorn
-from audiollm.inference import serve
 from audiollm.inference.loaded import AudioLlm
 from audiollm.inference.serve import ServeArguments, bind, main
 from audiollm.inference.serving import gateway
@@ -32,14 +35,9 @@ UPLOAD = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Leng
 
 @pytest.fixture(scope="module")
 def served(model, processor) -> Iterator[tuple[str, Service]]:
-    settings = ServingSettings(
-        "tiny",
-        max_new_tokens=MAX_NEW_TOKENS,
-        max_requests=4,
-        kept_sessions=2,
-        transcribing=TranscribingSettings(window_seconds=1, batch_size=1, voice_activity=False),
-    )
-    with in_thread(model, processor, settings) as running:
+    transcribing = TranscribingSettings(window_seconds=1, batch_size=1, voice_activity=False)
+    limits = {"max_new_tokens": MAX_NEW_TOKENS, "max_requests": 4, "kept_sessions": 2}
+    with in_thread(model, processor, ServingSettings("tiny", **limits, transcribing=transcribing)) as running:
         yield running
 
 
@@ -59,8 +57,12 @@ def ask(url: str, *messages: Any, **options: Any) -> Any:
     return client_of(url).chat.completions.create(**asked)
 
 
+def cached(response: Any) -> int:
+    return response.usage.prompt_tokens_details.cached_tokens
+
+
 def endless(url: str) -> Any:
-    """A stream that would go on for long, once it has begun."""
+    """Return a stream that would go on for long, once it has begun."""
     stream = ask(url, user("Hello?"), max_tokens=MAX_NEW_TOKENS, stream=True)
     next(stream)
     return stream
@@ -70,45 +72,34 @@ def transcribe(url: str, file: bytes, **options: Any) -> str:
     return client_of(url).audio.transcriptions.create(model="tiny", file=("a.wav", file), **options).text
 
 
-def idle(service: Service) -> bool:
-    return not service.turns.waiting
+def waiting(service: Service, count: int) -> Callable[[], bool]:
+    return lambda: service.turns.waiting == count
 
 
 # ---- clients that go away ------------------------------------------------------------------------------------------
 
 
-def test_a_stream_that_is_left_stops_within_a_token(served, model, steps) -> None:
-    """Steps are slow here, so that a token takes longer than it takes to see that a connection is closed."""
+def test_what_is_left_stops(served, model, steps) -> None:
     url, service = served
-    with Slowed(model, SLOW_STEP_SECONDS):
-        endless(url).close()
+    with Slowed(model, SLOW_STEP_SECONDS):  # longer than it takes to see that a connection is closed
+        stream = endless(url)
+        with pytest.raises(openai.APITimeoutError):
+            ask(url, user("x" * 40), timeout=0.3)
+        wait_for(waiting(service, 1))
+        assert sum(positions > 1 for _, positions in steps) == 1  # the second never began
+        stream.close()
         at = len(steps)
-        wait_for(lambda: idle(service))
+        wait_for(waiting(service, 0))
         assert len(steps) <= at + 2  # the one in the making, and one on a busy machine
-
-
-def test_whole_answers_and_transcriptions_that_are_left_stop(served, steps) -> None:
-    url, service = served
-    with pytest.raises(openai.APITimeoutError):
-        ask(url, user("Hello?"), max_tokens=MAX_NEW_TOKENS, timeout=0.15)
-    wait_for(lambda: idle(service))
-    assert 0 < len(steps) < MAX_NEW_TOKENS / 2
-    steps.clear()
-    with pytest.raises(openai.APITimeoutError):
-        transcribe(url, wav(noise(60)), timeout=0.5)
-    wait_for(lambda: idle(service))
-    assert 0 < len(steps) < 30 * 41  # of 60 windows with as many tokens
-
-
-def test_who_leaves_the_queue_is_not_waited_for(served, steps) -> None:
-    url, service = served
-    stream = endless(url)
-    with pytest.raises(openai.APITimeoutError):
-        ask(url, user("x" * 40), timeout=0.1)
-    wait_for(lambda: service.turns.waiting == 1)
-    assert sum(positions > 1 for _, positions in steps) == 1  # the second never began
-    stream.close()
-    wait_for(lambda: idle(service))
+    for left, all_steps in (
+        (lambda: ask(url, user("Hello?"), max_tokens=MAX_NEW_TOKENS, timeout=0.15), MAX_NEW_TOKENS),
+        (lambda: transcribe(url, wav(noise(60)), timeout=0.5), 60 * 41),  # windows with as many tokens
+    ):
+        steps.clear()
+        with pytest.raises(openai.APITimeoutError):
+            left()
+        wait_for(waiting(service, 0))
+        assert len(steps) < all_steps / 2
 
 
 def test_uploads_that_break_or_stand_still_are_given_up(served, monkeypatch) -> None:
@@ -119,10 +110,11 @@ def test_uploads_that_break_or_stand_still_are_given_up(served, monkeypatch) -> 
             raw.sendall(UPLOAD + body)
     monkeypatch.setattr(gateway, "IDLE_SECONDS", 0.2)
     monkeypatch.setattr(gateway, "DRAIN_SECONDS", 0.2)
-    with socket.create_connection(address, timeout=10) as raw:
-        raw.sendall(UPLOAD + b"{")
-        assert raw.recv(1000).startswith(b"HTTP/1.1 408")
-    assert ask(url, user("Hello?")).choices and idle(service)
+    for refused, status in ((b"", b"408"), (b"Origin: http://a.example\r\n", b"403")):
+        with socket.create_connection(address, timeout=10) as raw:
+            raw.sendall(UPLOAD.replace(b"Content", refused + b"Content") + b"{")
+            assert raw.recv(1000).startswith(b"HTTP/1.1 " + status)
+    assert ask(url, user("Hello?")).choices and waiting(service, 0)()
 
 
 def test_the_end_of_the_server_is_the_end_of_its_answers(model, processor) -> None:
@@ -131,7 +123,7 @@ def test_the_end_of_the_server_is_the_end_of_its_answers(model, processor) -> No
         began = time.monotonic()
         with in_thread(model, processor, ServingSettings("tiny", max_new_tokens=MAX_NEW_TOKENS)) as (url, service):
             stream = endless(url)
-        assert idle(service) and time.monotonic() - began < 0.02 * MAX_NEW_TOKENS / 2
+        assert waiting(service, 0)() and time.monotonic() - began < 0.02 * MAX_NEW_TOKENS / 2
         stream.close()
 
 
@@ -140,21 +132,17 @@ def test_the_end_of_the_server_is_the_end_of_its_answers(model, processor) -> No
 
 def test_a_chat_comes_in_between_the_windows_of_a_transcription(served) -> None:
     url, service = served
-    ended: list[str] = []
     with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(lambda: ended.append(f"transcription {transcribe(url, wav(noise(8)))}"))
-        wait_for(lambda: not idle(service))
+        transcription = pool.submit(transcribe, url, wav(noise(8)))
+        wait_for(waiting(service, 1))
         ask(url, user("Hello?"))
-        ended.append("chat")
-        done.result()
-    assert ended[0] == "chat" and len(ended) == 2
+        assert not transcription.done() and transcription.result()
 
 
 def test_transcriptions_at_once_share_batches_and_get_their_own_texts(model, processor, steps) -> None:
     """Uploads of like length, and one that is longer; one client leaves while it waits."""
-    files = [
-        wav(noise(seconds, seed)) for seed, seconds in enumerate([*(1 + number / 20 for number in range(7)), 5.0])
-    ]
+    lengths = [*(1 + number / 20 for number in range(7)), 5.0]
+    files = [wav(noise(seconds, seed)) for seed, seconds in enumerate(lengths)]
     settings = TranscribingSettings(voice_activity=False, max_new_tokens=12)
     expected = [AudioLlm(model, processor).transcribe(file, **vars(settings)).text for file in files]
     assert len(set(expected)) == len(files)
@@ -169,7 +157,7 @@ def test_transcriptions_at_once_share_batches_and_get_their_own_texts(model, pro
         texts = [pool.submit(transcribe, url, file) for file in files]
         with pytest.raises(openai.APITimeoutError):
             left.result()
-        wait_for(lambda: service.turns.waiting == 1 + len(files))
+        wait_for(waiting(service, 1 + len(files)))
         stream.close()
         assert [each.result() for each in texts] == expected
     rows = [count for count, _ in steps]
@@ -190,13 +178,13 @@ def test_a_batch_that_fails_fails_for_nobody_else() -> None:
 
     with ThreadPoolExecutor(5) as pool:
         with turns.take(never):
-            waiting = []
+            shared = []
             for number, items in enumerate(((1, 2), (3,), (4,), (5, 6), (7, 8)), start=2):
-                waiting.append(pool.submit(share, *items))
+                shared.append(pool.submit(share, *items))
                 wait_for(lambda number=number: turns.waiting == number)
         with pytest.raises(ValueError, match="three"):
-            waiting.pop(1).result()
-        assert [each.result() for each in waiting] == [[10, 20], [40], [50, 60], [70, 80]]
+            shared.pop(1).result()
+        assert [each.result() for each in shared] == [[10, 20], [40], [50, 60], [70, 80]]
     assert batches[:2] == [[1, 2, 3, 4], [1, 2]] and turns.waiting == 0
     assert sorted(batches[2:]) == [[3], [4], [5, 6, 7, 8]]
 
@@ -205,15 +193,15 @@ def test_more_than_may_be_under_way_are_sent_away(served) -> None:
     url, service = served
     stream = endless(url)
     with ThreadPoolExecutor(3) as pool:
-        waiting = [pool.submit(ask, url, user(f"Hello {n}?")) for n in range(3)]
-        wait_for(lambda: service.turns.waiting == 4)
+        others = [pool.submit(ask, url, user(f"Hello {n}?")) for n in range(3)]
+        wait_for(waiting(service, 4))
         with pytest.raises(openai.InternalServerError) as caught:
             ask(url, user("Hello?"))
         assert caught.value.status_code == 503 and caught.value.code == "overloaded"
         assert caught.value.response.headers["retry-after"]
         assert httpx.get(f"{url}/health").status_code == 200
         stream.close()
-        assert all(each.result().choices for each in waiting)
+        assert all(each.result().choices for each in others)
 
 
 def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
@@ -239,24 +227,18 @@ def test_turns_come_in_the_order_in_which_they_were_asked_for() -> None:
 # ---- what is kept, and what goes wrong -----------------------------------------------------------------------------
 
 
-def test_as_many_conversations_are_kept_as_is_said(served) -> None:
+def test_as_many_conversations_are_kept_as_is_said_but_none_that_was_cut(served) -> None:
     url, service = served
     begun = [[user(f"Hello {n}?")] for n in range(3)]
     for messages in begun:
         messages.append(ask(url, *messages).choices[0].message.model_dump())
     assert len(service.sessions) == 2
-    newest_first = [ask(url, *messages, user("Why?")) for messages in reversed(begun)]
-    reused = [response.usage.prompt_tokens_details.cached_tokens for response in newest_first]
-    assert reused[0] > 0 and reused[1] > 0 and reused[2] == 0
-
-
-def test_an_answer_cut_by_a_stop_string_is_read_anew(served) -> None:
-    url, _ = served
+    newest, second, oldest = (cached(ask(url, *messages, user("Why?"))) for messages in reversed(begun))
+    assert newest > 0 and second > 0 and oldest == 0
     plain = ask(url, user("Hello?"), max_tokens=9).choices[0].message.content
     cut = ask(url, user("Hello?"), max_tokens=9, stop=plain[3]).choices[0].message
     assert cut.content == plain[: plain.index(plain[3])]
-    response = ask(url, user("Hello?"), cut, user("Why?"))
-    assert response.usage.prompt_tokens_details.cached_tokens == 0
+    assert cached(ask(url, user("Hello?"), cut, user("Why?"))) == 0
 
 
 @contextmanager
@@ -277,25 +259,21 @@ def failing(part: torch.nn.Module, error: Exception, after: int = 0) -> Iterator
 
 def test_a_failure_is_told_without_its_insides_and_the_next_answer_comes(served, model, caplog) -> None:
     url, service = served
-    with failing(model.model.language_model, RuntimeError("secret of the machine")):
-        for options in ({}, {"stream": True}):
-            with pytest.raises(openai.InternalServerError) as caught:
-                ask(url, user("Hello?"), **options)
-            assert "secret" not in caught.value.message and caught.value.code == "internal_error"
-    with (
-        failing(model.model.audio_tower, torch.OutOfMemoryError("no 9 GiB")),
-        pytest.raises(openai.InternalServerError) as caught,
+    ears, words = model.model.audio_tower, model.model.language_model
+    heard = user(audio(wav(prompts(1)[0])), text("What?"))
+    for part, error, message, code in (
+        (words, RuntimeError("secret of the machine"), user("Hello?"), "internal_error"),
+        (ears, torch.OutOfMemoryError("no 9 GiB"), heard, "out_of_memory"),
     ):
-        ask(url, user(audio(wav(prompts(1)[0])), text("What?")))
-    assert caught.value.code == "out_of_memory"
-    with (
-        failing(model.model.language_model, RuntimeError("late"), after=6),
-        pytest.raises(openai.APIError, match="server failed"),
-    ):
+        for stream in (False, True):
+            with failing(part, error), pytest.raises(openai.InternalServerError) as caught:
+                ask(url, message, stream=stream)
+            assert "secret" not in caught.value.message and caught.value.code == code
+    with failing(words, RuntimeError("late"), after=6), pytest.raises(openai.APIError, match="server failed"):
         list(ask(url, user("Hello?"), max_tokens=50, stream=True))
-    wait_for(lambda: idle(service))
+    wait_for(waiting(service, 0))
     assert "secret of the machine" in caplog.text
-    assert ask(url, user("Hello?")).choices and idle(service)
+    assert ask(url, user("Hello?")).choices
 
 
 @pytest.mark.parametrize("size", [1, 3, 20])
@@ -308,77 +286,87 @@ def test_stop_strings_wherever_pieces_are_cut(size: int) -> None:
         ("ENEND", ["END"], "EN"),
         ("plain", [], "plain"),
     ):
-        stops = StopStrings(strings)
-        given = "".join(stops.feed(whole[at : at + size]) for at in range(0, len(whole), size)) + stops.rest()
-        assert given == expected and stops.is_hit == (expected != whole)
+        pieces = StopStrings(strings, [whole[at : at + size] for at in range(0, len(whole), size)])
+        assert "".join(pieces) == expected and pieces.is_hit == (expected != whole)
 
 
-# ---- options -------------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_options_that_make_no_sense_are_named(tmp_path) -> None:
-    for name, value in (
-        ("port", 70_000),
-        ("max_new_tokens", 0),
-        ("max_audio_seconds", -1),
-        ("kept_conversations", -1),
-        ("api_key", ""),
-        ("api_key", "schlüssel"),
-    ):
-        with pytest.raises(ValueError, match=f"--{name}"):
-            ServeArguments(**{name: value})
+def test_what_hinders_it_is_said_before_a_model_is_loaded(checkpoint, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(ServeArguments, "load_model", None)
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        for option, value in (
+            ("--port", str(taken.getsockname()[1])),
+            ("--port", "70000"),
+            ("--host", "192.0.2.1"),
+            ("--host", "no.such.host.invalid"),
+            ("--window_seconds", "31"),
+            ("--device", "abacus"),
+            ("--max_new_tokens", "0"),
+            ("--max_audio_seconds", "-1"),
+            ("--kept_conversations", "-1"),
+            ("--api_key", ""),
+            ("--api_key", "schlüssel"),
+        ):
+            with pytest.raises(SystemExit):
+                main(["--model", str(checkpoint), option, value])
+            assert option in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "python_multipart", None)
+    with pytest.raises(SystemExit):
+        main(["--model", str(checkpoint)])
+    assert 'pip install "audiollm[serving]"' in capsys.readouterr().err
     # A model is not called by where it lies.
     assert ServeArguments().name(str(tmp_path / ".")) == tmp_path.name
     assert ServeArguments().name("you/your-model") == "you/your-model"
     assert ServeArguments(served_name="ears").name(str(tmp_path)) == "ears"
 
 
-def test_what_hinders_it_is_said_before_a_model_is_loaded(checkpoint, tmp_path, monkeypatch, capsys) -> None:
-    def ends(*arguments: str) -> str:
-        with pytest.raises(SystemExit):
-            main(["--model", str(checkpoint), *arguments])
-        return capsys.readouterr().err
-
-    monkeypatch.setattr(serve.ServeArguments, "load_model", None)
-    with bind("127.0.0.1", 0) as taken:
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        said = ends("--port", port)
-    assert port in said and "--port" in said
-    assert "--host" in ends("--host", "192.0.2.1") and "--host" in ends("--host", "no.such.host.invalid")
-    assert "--window_seconds" in ends("--window_seconds", "31")
-    assert "--device" in ends("--device", "abacus")
-    assert "nothing" in ends("--model", str(tmp_path / "nothing"))
-    monkeypatch.setattr(serve, "LIBRARIES", ("starlette", "no_such_library"))
-    assert 'pip install "audiollm[serving]"' in ends()
-
-
-def test_what_is_asked_for_is_what_runs(checkpoint, monkeypatch) -> None:
+def test_what_is_asked_for_is_what_runs(checkpoint, monkeypatch, capsys) -> None:
     """All but the server's own loop, which is uvicorn's."""
     ran = []
     monkeypatch.setattr(
         uvicorn.Server, "run", lambda server, sockets: ran.append((server.config, sockets[0].getsockname()))
     )
-    with bind("127.0.0.1", 0) as free:
-        port = free.getsockname()[1]
-    main(["--model", str(checkpoint), "--port", str(port), "--dtype", "bfloat16", "--log_level", "error"])
-    main(["--model", str(checkpoint), "--port", "0", "--host", "localhost", "--merge_adapters"])
+    main(["--model", str(checkpoint), "--port", "0", "--dtype", "bfloat16", "--log_level", "error"])
+    assert "Warning" not in capsys.readouterr().err
+    main(["--model", str(checkpoint), "--port", "0", "--host", "0.0.0.0", "--merge_adapters"])
+    assert "Warning: 0.0.0.0 is reached from other machines, without an API key" in capsys.readouterr().err
     (config, address), (other, _) = ran
-    assert address == ("127.0.0.1", port) and (config.log_level, other.log_level) == ("error", "info")
+    assert address[0] == "127.0.0.1" and (config.log_level, other.log_level) == ("error", "info")
     one, merged = config.app.state.service, other.app.state.service
     assert one.model.dtype == torch.bfloat16 and merged.model.dtype == torch.float32
-    assert one.settings.is_local and one.settings.name == checkpoint.name
+    assert one.settings.is_local and one.settings.name == checkpoint.name and not merged.settings.is_local
     assert one.model.config.lora_adapters and not merged.model.config.lora_adapters
 
 
-def test_web_pages_that_are_named_get_in(model, processor) -> None:
-    settings = ServingSettings("tiny", allow_origins=("https://a.example",), api_key="k")
-    with in_thread(model, processor, settings) as (url, _):
-        wanted = {"Origin": "https://a.example", "Access-Control-Request-Method": "POST"}
-        wanted["Access-Control-Request-Headers"] = "authorization"
-        before = httpx.options(f"{url}/v1/chat/completions", headers=wanted)
-        assert before.status_code == 200 and before.headers["access-control-allow-origin"] == "https://a.example"
-        headers = {"Origin": "https://a.example", "Authorization": "Bearer k"}
-        assert httpx.get(f"{url}/v1/models", headers=headers).headers["access-control-allow-origin"]
-        other = {**headers, "Origin": "https://b.example"}
-        assert httpx.get(f"{url}/v1/models", headers=other).status_code == 403
+def test_the_command_keeps_nothing_of_a_request_and_ends_with_ctrl_c(checkpoint, tmp_path) -> None:
+    temporary, pid = tmp_path / "temporary", tmp_path / "pid"
+    temporary.mkdir()
+    with bind("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    script = "import os; open('pid', 'w').write(str(os.getpid())); from audiollm.inference.serve import main; main()"
+    variables = {"HF_HUB_OFFLINE": "1", "TMPDIR": str(temporary), "AUDIOLLM_API_KEY": "secret"}
+
+    def is_there() -> bool:
+        with suppress(httpx.TransportError):
+            return httpx.get(f"http://127.0.0.1:{port}/health").is_success
+        return False
+
+    with ThreadPoolExecutor(1) as pool:
+        options = ("--port", port, "--model", checkpoint)
+        running = pool.submit(prepared_python.run, script, *options, env={**os.environ, **variables}, cwd=tmp_path)
+        wait_for(lambda: is_there() or running.done(), prepared_python.PATIENCE_SECONDS)
+        client = client_of(f"http://127.0.0.1:{port}", "secret")
+        client.audio.transcriptions.create(model=checkpoint.name, file=("a.wav", wav(prompts(1)[0])))
+        assert not list(temporary.glob("audiollm-serve-*"))
+        asked = {"model": checkpoint.name, "messages": [user("Hello?")], "max_tokens": 20}
+        stream = client.chat.completions.create(**asked, stream=True)
+        next(stream)
+        os.kill(int(pid.read_text()), signal.SIGINT)
+        ended = running.result()
+    assert ended.returncode == 130
+    assert f"Serving {checkpoint.name} at http://127.0.0.1:{port}/v1, to programs on this machine" in ended.stderr
+    assert 'Authorization: Bearer $KEY"' in ended.stderr and "Finished server process" in ended.stderr
+    assert not any(word in ended.stderr for word in ("secret", "Hello?", "Traceback")), ended.stderr
