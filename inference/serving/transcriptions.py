@@ -13,8 +13,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
+from ..context_words import read_context
+from ..ctc_rescoring import default_ctc_weight
 from ..streaming import StopWhenSet
 from ..transcribing import (
     Failure,
@@ -23,6 +24,8 @@ from ..transcribing import (
     TranscribingSettings,
     TranscribingStopped,
     check_timestamps,
+    knows_english_alone,
+    language_name,
 )
 from ..transcripts import SEGMENT, WORD, Passage, Transcript, as_srt, as_vtt
 from .chat_request import AUDIO_PLACEHOLDER, about_field
@@ -46,10 +49,7 @@ MAX_FIELDS, MAX_FIELD_BYTES = 32, 64 * 1024
 SEEK_STEPS_PER_SECOND = 100
 #: The code that ISO 639 has for a language that is not determined.
 UNDETERMINED_LANGUAGE = "und"
-#: Whisper's vocabulary with the tokens of all languages; the English one is smaller.
-MULTILINGUAL_VOCABULARY = 51_865
 CONTEXT_PROMPT = "Before this was said: {context}\n"
-LANGUAGE_PROMPT = "The speech is in {language}.\n"
 STREAMED_FORMATS = ("json", "text")
 GRANULARITIES = "timestamp_granularities"
 
@@ -163,39 +163,41 @@ def _read(form: FormData) -> Asked:
 
 def _settings(asked: Asked, language: str | None, service: Service) -> TranscribingSettings:
     """
-    Return the settings of transcription for a request.
+    Return the settings of transcription for a request, whose `prompt` names what may be said.
 
     Raises:
         ApiError: the model cannot give the times of words.
     """
-    settings = service.settings.transcribing
-    prompt = settings.prompt
-    if language is not None:
-        prompt = LANGUAGE_PROMPT.format(language=language.title()) + prompt
-    if asked.prompt:
-        prompt = CONTEXT_PROMPT.format(context=asked.prompt) + prompt
     timestamps = WORD if WORD in asked.timestamp_granularities else SEGMENT
     try:
         check_timestamps(timestamps, service.model.config)
     except ValueError as error:
         raise invalid(str(error), GRANULARITIES, "unsupported_parameter") from None
-    return replace(settings, prompt=prompt, timestamps=timestamps)
+    settings = replace(service.settings.transcribing, language=language, timestamps=timestamps)
+    weight = settings.ctc_weight
+    if not asked.prompt.strip():
+        return settings
+    if not (default_ctc_weight(service.model.config) if weight is None else weight):
+        return replace(settings, prompt=CONTEXT_PROMPT.format(context=asked.prompt) + settings.prompt)
+    try:
+        return replace(settings, context=(*settings.context, *read_context([asked.prompt])))
+    except ValueError as error:
+        raise invalid(str(error), "prompt") from None
 
 
 def _language_name(asked: str, config: Any) -> str | None:
     """
-    Return Whisper's name of a language, or None where the encoder only knows English.
+    Return Whisper's name of a language, or None where the encoder knows English alone.
 
     Raises:
-        ApiError: a multilingual encoder does not know it.
+        ApiError: Whisper knows no such language.
     """
-    if not asked or getattr(config.audio_config, "vocab_size", 0) < MULTILINGUAL_VOCABULARY:
+    if not asked or knows_english_alone(config):
         return None
-    code = asked.strip().lower()
-    name = LANGUAGES.get(code.split("-")[0], code)
-    if name not in LANGUAGES.values():
-        raise invalid(f"language is {asked[:100]!r}; expected a code of ISO 639-1, such as en, de or hi.", "language")
-    return name
+    try:
+        return language_name(asked, config)
+    except ValueError as error:
+        raise invalid(str(error), "language") from None
 
 
 def work_for(service: Service, upload: UploadFile, settings: TranscribingSettings, with_passages: bool) -> Work:

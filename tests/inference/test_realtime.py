@@ -1,6 +1,7 @@
 """Live transcripts by websocket: OpenAI's own client, clients that leave, and messages that cannot be used."""
 
 import base64
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openai
 import pytest
 import soundfile
 import torch
@@ -115,6 +117,17 @@ def test_openais_client_and_a_name_that_may_be_said(server, samples) -> None:
             if event.type == COMPLETED and "Zyx" in text:
                 break
     assert "Zyx" in text
+
+
+def test_a_transcriptions_prompt_names_what_may_be_said(server, samples) -> None:
+    file = io.BytesIO()
+    soundfile.write(file, samples, RATE, format="wav")
+    asked = {"model": NAME, "file": ("a.wav", file.getvalue())}
+    client = client_of(server, KEY)
+    assert "Zyx" in client.audio.transcriptions.create(**asked, prompt="Zyx, Qoph").text
+    assert "Zyx" not in client.audio.transcriptions.create(**asked).text
+    with pytest.raises(openai.BadRequestError, match="no word"):
+        client.audio.transcriptions.create(**asked, prompt="...")
 
 
 def test_the_documents_snippet_runs(model, tiny_processor, samples, tmp_path, monkeypatch, capsys) -> None:

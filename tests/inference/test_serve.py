@@ -325,7 +325,7 @@ def test_prompt_and_language_are_told_to_the_model(transcribed, transcript, mode
     hinted = transcript(prompt=f"Before this was said: Names: Ann.\n{TRANSCRIBING.prompt}").text
     assert transcribed(prompt="Names: Ann.").text == hinted != transcript().text
     monkeypatch.setattr(model.config.audio_config, "vocab_size", 51_865)  # a multilingual one
-    german = transcript(prompt=f"The speech is in German.\n{TRANSCRIBING.prompt}").text
+    german = transcript(prompt=f"{TRANSCRIBING.prompt} The language is German.").text
     for language in ("de-AT", "German"):
         verbose = transcribed(language=language, response_format="verbose_json")
         assert (verbose.text, verbose.language) == (german, "german") and german != transcript().text
