@@ -130,7 +130,8 @@ def test_common_voice_as_the_hub_had_it(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("form", ["tree", "archive"])
-def test_librispeech_as_openslr_has_it(form: str, tmp_path) -> None:
+def test_librispeech_as_openslr_has_it(form: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path / "cache"))
     chapter = tmp_path / "LibriSpeech" / "test-clean" / "61" / "70968"
     chapter.mkdir(parents=True)
     lines = []
