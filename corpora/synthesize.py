@@ -59,9 +59,8 @@ class SynthesizeArguments:
     )
     voices: list[str] | None = option(
         None,
-        "Voices of espeak-ng, flite, hibari and kokoro: espeak-ng:en-us+f3 flite:slt hibari kokoro:mixed. Default: "
-        "good English ones of what is installed, kokoro apart. AUDIOLLM_KOKORO_VOICES names a folder of further voices "
-        "for kokoro. With --tts_command: what {voice} stands for.",
+        "Voices of espeak-ng, flite and hibari: espeak-ng:en-us+f3 flite:slt hibari. Default: good English ones of what "
+        "is installed. With --tts_command: what {voice} stands for.",
     )
     voices_per_text: int = option(1, "Number of different voices that speak each text.")
     tts_command: str | None = option(

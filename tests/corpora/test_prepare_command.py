@@ -93,7 +93,7 @@ def test_each_kind_of_corpus_has_a_command_with_help(capsys) -> None:
         (["folder", "F", "--max_wer", "-1"], "--max_wer"),
         (["folder", "F", "--outp", "x"], "there is no option --outp"),
         (["folder", "F", "--whisper_path", "x"], "--whisper_path needs --max_wer"),
-        (["folder", "F", "--copy_punctuation", "--whisper_batch_size", "0"], "--whisper_batch_size is 0"),
+        (["folder", "F", "--max_wer", "5", "--whisper_batch_size", "0"], "--whisper_batch_size is 0"),
         (["folder", "F", "--respond_batch_size", "3"], "--respond_batch_size needs --respond_with"),
     ],
 )
@@ -244,15 +244,3 @@ def test_max_wer_by_a_hypothesis_of_the_corpus(clips, tmp_path) -> None:
     run("huggingface", [data, *to(tmp_path / "out"), "--max_wer", "5.0"])
     assert prepared(tmp_path / "out") == [name for name in HEARD_RIGHT if name not in WRONG_CLIPS]
     assert table_of(tmp_path / "out")["pred_text"] == heard
-
-
-def test_punctuation_is_copied_from_what_whisper_hears(folder, tmp_path, real_bases, clips) -> None:
-    for row in clips:
-        (folder / f"{row['id']}.txt").write_text(row["text"].upper().rstrip("."))
-    (folder / f"{HEARD_RIGHT[4]}.txt").write_text("IT HAS, ITS OWN!")
-    run("folder", [str(folder), *to(tmp_path / "out"), "--copy_punctuation"])
-    examples = read_examples(tmp_path / "out" / "instruction_examples.json")
-    by_id = {Path(example.audio_paths[0]).stem: example.response for example in examples}
-    assert by_id[HEARD_RIGHT[4]] == "IT HAS, ITS OWN!"
-    assert by_id["conf-extended"] == "The conference has been extended."
-    assert by_id["confbridge-invalid"] == "You have entered an invalid option."

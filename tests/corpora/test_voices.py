@@ -45,9 +45,7 @@ def ready(name: str) -> Voice:
         pytest.skip(str(error))
 
 
-@pytest.fixture(
-    params=["espeak-ng:en-us", "flite:kal16", "hibari:heart", pytest.param("kokoro:jf_alpha", marks=pytest.mark.slow)]
-)
+@pytest.fixture(params=["espeak-ng:en-us", "flite:kal16", "hibari:heart"])
 def voice(request: pytest.FixtureRequest) -> Voice:
     return ready(request.param)
 
@@ -190,13 +188,9 @@ def test_engines_that_are_missing_say_how_to_install_them(monkeypatch: pytest.Mo
         with pytest.raises(CorpusError, match=f"is not on this machine. Install it .apt install {name}, brew install"):
             voice_named(name)
     engines._hibari.cache_clear()
-    engines._kokoro.cache_clear()
-    for module in ("hibari", "kokoro_onnx"):
-        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setitem(sys.modules, "hibari", None)
     with pytest.raises(CorpusError, match=r"pip install 'audiollm\[voice\]'"):
         voice_named("hibari")
-    with pytest.raises(CorpusError, match=r"pip install 'audiollm\[kokoro\]'"):
-        voice_named("kokoro:mixed")
     with pytest.raises(
         CorpusError, match=r"No text-to-speech engine is installed\. .*apt install espeak-ng.*flite.*voice"
     ):
@@ -209,50 +203,4 @@ def test_default_voices_are_those_of_the_table_that_are_installed() -> None:
     except CorpusError as error:
         pytest.skip(str(error))
     table = [f"{name}:{voice}" for name, engine in known_engines().items() for voice in engine.voices]
-    assert not any(name.startswith("kokoro") for name in voices), "it is slow, and has to be asked for"
     assert voices == [name for name in table if name in voices] and len(set(voices)) == len(voices)
-
-
-@pytest.mark.slow
-def test_a_mixed_voice_is_another_speaker_for_every_seed() -> None:
-    voice = ready("kokoro:mixed")
-    first, again, other = (voice.speak(SENTENCE, seed=seed) for seed in (1, 1, 2))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
-    threads = engines._kokoro().sess.get_session_options().intra_op_num_threads
-    assert threads == 1, "each process speaks with one, or they wait for each other"
-    with pytest.raises(AudioError, match=r"0\.5 to 2 times.*2\.50"):
-        voice.speak(SENTENCE, speed=2.5)
-    with pytest.raises(CorpusError, match=r"no voice 'heart'.*jf_alpha.*mixed"):
-        voice_named("kokoro:heart")
-
-
-@pytest.fixture
-def kokoro_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of six made-up English voices of Kokoro, and a file that is none of them."""
-    generator = np.random.default_rng(0)
-    for name in ("af_one", "af_two", "am_three", "bf_four", "bm_five", "bm_six", "zf_seven"):
-        generator.standard_normal(engines.VOICE_SHAPE).astype("<f4").tofile(tmp_path / f"{name}.bin")
-    monkeypatch.setenv("AUDIOLLM_KOKORO_VOICES", str(tmp_path))
-    return tmp_path
-
-
-def test_kokoro_mixes_the_voices_of_a_folder(kokoro_folder: Path) -> None:
-    engine = known_engines()["kokoro"]
-    assert {"af_one", "bm_six", "mixed", "jf_alpha"} <= set(engine.voices) and "zf_seven" not in engine.voices
-    files = np.stack([np.fromfile(path, "<f4") for path in sorted(kokoro_folder.glob("[ab]*.bin"))])
-    mixtures = [engines._mixture(seed).ravel() for seed in (1, 1, 2)]
-    assert np.array_equal(mixtures[0], mixtures[1]) and not np.allclose(mixtures[0], mixtures[2])
-    shares = np.linalg.lstsq(files.T.astype(np.float64), mixtures[0], rcond=None)[0]
-    assert shares.sum() == pytest.approx(1, abs=1e-4) and (shares > 1e-4).sum() <= engines.MOST_MIXED
-
-
-def test_damaged_and_missing_folders_of_kokoro_voices_are_named(
-    kokoro_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (kokoro_folder / "bm_six.bin").write_bytes(b"short")
-    for voice in ("kokoro:bm_six", "kokoro:mixed"):
-        with pytest.raises(CorpusError, match="bm_six"):
-            voice_named(voice)
-    monkeypatch.setenv("AUDIOLLM_KOKORO_VOICES", str(kokoro_folder / "nothing"))
-    with pytest.raises(CorpusError, match="nothing"):
-        voice_named("kokoro:af_one")
