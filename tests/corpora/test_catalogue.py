@@ -85,10 +85,6 @@ def read_copy(name: str, folder: Path, **options: Any) -> HuggingFaceSource:
     )
 
 
-def test_every_corpus_of_the_table_has_a_fixture() -> None:
-    assert set(SCHEMAS) == set(load_catalogue())
-
-
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_corpus_is_read_in_its_own_schema(name: str, prompts, tmp_path) -> None:
     schema = SCHEMAS[name]
@@ -130,9 +126,6 @@ def test_what_is_not_speech_is_a_bad_clip(prompts, tmp_path) -> None:
     assert isinstance(first, Clip) and isinstance(third, Clip)
 
 
-# ----------------------------------------------------------------------------------------------------------- the table
-
-
 def test_configs_and_names_are_looked_up() -> None:
     assert corpus_named("covost2:en_de").constants["target_language"] == "German"
     assert corpus_named("covost2", "fr_en").name == "covost2:fr_en"
@@ -150,7 +143,8 @@ def test_configs_and_names_are_looked_up() -> None:
             corpus_named(*given)
 
 
-def test_every_entry_is_sound() -> None:
+def test_every_entry_is_sound_and_has_a_fixture() -> None:
+    assert set(SCHEMAS) == set(load_catalogue())
     raw = yaml.safe_load(CATALOGUE_FILE.read_text(encoding="utf-8"))
     for name, corpus in load_catalogue().items():
         assert LICENCE.fullmatch(corpus.licence) and (corpus.terms or not corpus.licence.startswith("LicenseRef-"))
