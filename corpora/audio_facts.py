@@ -131,9 +131,6 @@ def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
     )
 
 
-# -------------------------------------------------------------------------------------------------------- missing ends
-
-
 def is_cut_off(data, seconds: float, declared_s: float) -> bool:
     """
     Return whether a recording lacks its end, such as a download that broke off, as far as its format can tell.

@@ -82,8 +82,6 @@ WER_UNITS = {
 LEAST_ERROR_PERCENT, MOST_ERROR_FRACTION, CLEARLY_PERCENT = 1.0, 1.0, 5.0
 
 
-# ---------------------------------------------------------------------------------------------------------- transforms
-
 #: Punctuation as GigaSpeech writes it, and its tags of recordings without speech.
 GIGASPEECH_PUNCTUATION = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
 GIGASPEECH_NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
@@ -125,9 +123,6 @@ def yes_or_no(value: Any) -> str:
 TRANSFORMS: dict[str, Callable[[Any], Any]] = {
     each.__name__: each for each in (first_item, gigaspeech_tags, sentence_case, yes_or_no)
 }
-
-
-# ------------------------------------------------------------------------------------------------------------- mapping
 
 
 @dataclass(frozen=True)

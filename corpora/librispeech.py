@@ -258,9 +258,6 @@ class LibriSpeech(ClipSource):
         return sorted(clips, key=lambda clip: clip.id)
 
 
-# ------------------------------------------------------------------------------------------------------------ archives
-
-
 class ArchiveError(CorpusError):
     """An archive that cannot be read to its end, or must not be; the message names it and the member."""
 

@@ -46,9 +46,6 @@ def load_studio_prompts(split: str | None = None) -> datasets.Dataset:
     return datasets.Dataset(InMemoryTable(table), split=datasets.NamedSplit(split) if split else None)
 
 
-# ------------------------------------------------------------------------------------------- as instruction examples
-
-
 def _words(transcript: str) -> list[str]:
     """Return lower-case words without punctuation; apostrophes and hyphens inside a word stay."""
     return re.findall(r"[a-z0-9]+(?:['-][a-z0-9]+)*", transcript.lower())

@@ -10,7 +10,7 @@ its place in the file and the text, so that every run gives the same recordings.
 import itertools
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from .dataset_places import FILE_BUILDERS, Place, open_split
 from .values import check_at_least
 from .voices import (
     DEFAULT_TIMEOUT_SECONDS,
+    CommandEngine,
     SpokenText,
+    Voice,
     command_voices,
     default_voices,
     plain,
@@ -152,7 +154,9 @@ class Synthesized(ClipSource):
             found = command_voices(options.tts_command, options.voices or (), options.tts_timeout)
         else:
             found = [voice_named(name) for name in options.voices] if options.voices else default_voices()
-            found = [voice.with_timeout(options.tts_timeout) for voice in found]
+            for index, voice in enumerate(found):
+                if isinstance(voice.engine, CommandEngine):
+                    found[index] = Voice(replace(voice.engine, timeout_seconds=options.tts_timeout), voice.name)
         self.voices = list({str(voice): voice for voice in found}.values())
         names = ", ".join(map(str, self.voices))
         if options.voices_per_text > len(self.voices):
@@ -179,7 +183,7 @@ class Synthesized(ClipSource):
         every = (clip for number, row in enumerate(self._rows()) for clip in self._spoken(number, row))
         return itertools.islice(every, start, None)
 
-    def count(self) -> int | None:
+    def count(self) -> int:
         """Return how many clips and bad ones there are."""
         return sum(1 for _ in self.clips())
 

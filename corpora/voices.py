@@ -18,7 +18,7 @@ import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,46 +59,14 @@ PROBE_TEXT = "one two three"
 HIBARI = "hibari"
 
 
-# ------------------------------------------------------------------------------------------------------------- engines
-
-
-class Engine:
-    """
-    Something that speaks. By itself it reads Latin letters alone.
-
-    `voices` are names of its good voices, the usual one first; `paced` says whether it can be told how fast to speak.
-    """
-
-    name: str
-    voices: Sequence[str]
-    paced: bool = True
-
-    def version(self) -> str:
-        """Return what decides, besides the options, how it speaks."""
-        raise NotImplementedError
-
-    def check(self, voice: str) -> None:
-        """Raise CorpusError if the engine or a voice is missing."""
-        raise NotImplementedError
-
-    def unreadable(self, text: str, voice: str) -> str | None:
-        """Return why a voice cannot read a text; None where it can, or that is not known."""
-        return self.foreign_to("LATIN", text, voice)
-
-    def foreign_to(self, script: str, text: str, voice: str) -> str | None:
-        """Return the first letter of another script, as a reason; `script` is a prefix of letters' names in Unicode."""
-        for one in unicodedata.normalize("NFC", text):
-            if unicodedata.category(one)[0] == "L" and not unicodedata.name(one, "").startswith(script):
-                return f"{self.name}:{voice} does not read {one!r}"
-        return None
-
-    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
-        """Return a waveform, float32 of shape `(samples,)`, and its rate in Hz; raise AudioError where there is none."""
-        raise NotImplementedError
+def foreign_letter(text: str, script: str) -> str | None:
+    """Return the first letter of another script than `script`, a prefix of letters' names in Unicode."""
+    letters = (one for one in unicodedata.normalize("NFC", text) if unicodedata.category(one)[0] == "L")
+    return next((one for one in letters if not unicodedata.name(one, "").startswith(script)), None)
 
 
 @dataclass(frozen=True)
-class CommandEngine(Engine):
+class CommandEngine:
     """
     An engine that is a command, as `voices.yaml` describes it.
 
@@ -132,13 +100,15 @@ class CommandEngine(Engine):
         return any(f"{{{name}}}" in part for part in self.command for name in placeholders)
 
     @property
-    def paced(self) -> bool:  # type: ignore[override]
+    def paced(self) -> bool:
+        """Return whether it can be told how fast to speak."""
         return self.takes(*PACE_PLACEHOLDERS)
 
     def unreadable(self, text: str, voice: str) -> str | None:
+        """Return why a voice cannot read a text; None where it can, or that is not known."""
         script = next((script for prefix, script in self.scripts.items() if voice.startswith(prefix)), "")
-        if foreign := self.foreign_to(script, text, voice):
-            return foreign
+        if foreign := foreign_letter(text, script):
+            return f"{self.name}:{voice} does not read {foreign!r}"
         try:
             is_readable = not self.ascii or as_ascii(text, self.name).strip()
         except AudioError as error:
@@ -146,6 +116,7 @@ class CommandEngine(Engine):
         return None if is_readable else f"{self.name} reads ASCII only"
 
     def version(self) -> str:
+        """Return what decides, besides the options, how it speaks."""
         if not self.listing:
             return shlex.join(self.command)
         # flite says its version and fails.
@@ -153,6 +124,7 @@ class CommandEngine(Engine):
         return " ".join(said.decode(errors="replace").split())
 
     def check(self, voice: str) -> None:
+        """Raise CorpusError if the engine or a voice is missing."""
         if shutil.which(self.command[0]) is None:
             advice = f"Install it ({self.install})" if self.install else "Install it, or give its whole path"
             raise CorpusError(f"The text-to-speech engine {self.command[0]!r} is not on this machine. {advice}.")
@@ -169,6 +141,7 @@ class CommandEngine(Engine):
             raise CorpusError(f"{self.name} has no voice {voice!r}: {listed}.")
 
     def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        """Return a waveform, float32 of shape `(samples,)`, and its rate in Hz; raise AudioError where there is none."""
         for found, instead in self.instead.items():
             while found in text:
                 text = text.replace(found, instead)
@@ -235,17 +208,24 @@ def as_ascii(text: str, engine: str) -> str:
     return "".join(one for one in folded if one.isascii())
 
 
-class HibariEngine(Engine):
+class HibariEngine:
     """The engine of https://pypi.org/project/hibari-tts (Apache-2.0), whose voice `heart` comes inside its package."""
 
-    name, voices = HIBARI, ("heart",)
+    name, voices, paced = HIBARI, ("heart",), True
 
     def version(self) -> str:
+        """Return the package's version."""
         import hibari
 
         return f"hibari {hibari.__version__}"
 
+    def unreadable(self, text: str, voice: str) -> str | None:
+        """Return why a text cannot be read; None where it can."""
+        foreign = foreign_letter(text, "LATIN")
+        return foreign and f"{self.name}:{voice} does not read {foreign!r}"
+
     def check(self, voice: str) -> None:
+        """Raise CorpusError if the package or a voice is missing."""
         try:
             _hibari(voice)
         except ImportError as error:
@@ -254,6 +234,7 @@ class HibariEngine(Engine):
             raise CorpusError(f"hibari has no voice {voice!r}: {error}") from error
 
     def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        """Return a waveform, float32 of shape `(samples,)`, and its rate in Hz."""
         speaker = _hibari(voice)
         return np.asarray(speaker(text, speed=speed, seed=seed), dtype=np.float32), speaker.sample_rate
 
@@ -266,6 +247,9 @@ def _hibari(voice: str):
     return Hibari(voice=voice)
 
 
+Engine = CommandEngine | HibariEngine
+
+
 @lru_cache(maxsize=1)
 def known_engines() -> dict[str, Engine]:
     """Return the engines whose voices can be asked for by name, hibari last."""
@@ -274,9 +258,6 @@ def known_engines() -> dict[str, Engine]:
         words = {key: tuple(shlex.split(entry[key])) for key in ("command", "listing")}
         engines[name] = CommandEngine(name, **entry | words)
     return engines | {HIBARI: HibariEngine()}
-
-
-# -------------------------------------------------------------------------------------------------------------- voices
 
 
 @dataclass(frozen=True)
@@ -288,12 +269,6 @@ class Voice:
 
     def __str__(self) -> str:
         return f"{self.engine.name}{NAME_MARK}{self.name}" if self.name else self.engine.name
-
-    def with_timeout(self, seconds: float) -> "Voice":
-        """Return the voice, given so much time over a text if it is a command's."""
-        if not isinstance(self.engine, CommandEngine):
-            return self
-        return Voice(replace(self.engine, timeout_seconds=seconds), self.name)
 
     def speak(self, text: str, pitch: float = 1.0, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """
