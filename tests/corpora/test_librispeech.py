@@ -4,16 +4,16 @@ import gzip
 import hashlib
 import io
 import os
+import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import soundfile
 from audiollm.command_line import downloads
 from audiollm.command_line.downloads import ChecksumError
 from audiollm.corpora import librispeech
@@ -29,37 +29,32 @@ from audiollm.corpora.librispeech import (
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.processing import load_waveform
 from loopback_site import Site, serving
+from small_corpus import write_chapter
 
-#: Speaker and chapter of each split, in the order of the archive, which is not sorted.
-CHAPTERS = {
-    "dev-clean": [("84", "121550"), ("2035", "147960"), ("84", "121123")],
-    "train-clean-5": [("1088", "129236"), ("60", "121082")],
-}
-#: Chapters in the order of clips.
-SORTED = ["2035-147960", "84-121123", "84-121550", "1088-129236", "60-121082"]
-CLIPS_PER_CHAPTER = 3
+#: Speakers of each split, as sorted by name, and clips of each.
+SPEAKERS = {"dev-clean": (2035, 84, 85), "train-clean-5": (1088, 60)}
+CLIPS = 3
 Files = dict[str, bytes]
 
 
-@lru_cache(maxsize=1)
-def librispeech_trees() -> dict[str, Files]:
-    """Return what each split's archive holds, by path, in archive order: transcripts last, first, and in between."""
-    rows = iter(load_studio_prompts("test").select(range(len(SORTED) * CLIPS_PER_CHAPTER)))
-    trees = {}
-    for split, chapters in CHAPTERS.items():
-        files = {"LibriSpeech/README.TXT": b""}
-        for position, (speaker, chapter) in enumerate(chapters):
-            folder, recordings, lines = f"LibriSpeech/{split}/{speaker}/{chapter}", [], ""
-            for number in range(CLIPS_PER_CHAPTER):
-                row, file = next(rows), io.BytesIO()
-                soundfile.write(file, load_waveform(row["audio"]), 16_000, format="FLAC", subtype="PCM_16")
-                words = "".join(letter if letter.isalnum() or letter in " '" else " " for letter in row["text"])
-                recordings.append((f"{folder}/{speaker}-{chapter}-{number:04}.flac", file.getvalue()))
-                lines += f"{speaker}-{chapter}-{number:04} {' '.join(words.upper().split())}\n"
-            recordings.insert([3, 0, 1][position], (f"{folder}/{speaker}-{chapter}.trans.txt", lines.encode()))
-            files |= dict(recordings)
-        trees[split] = files
-    return trees
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both splits, unpacked."""
+    tree = tmp_path_factory.mktemp("tree")
+    rows = iter(load_studio_prompts("test"))
+    for split, speakers in SPEAKERS.items():
+        for speaker in speakers:
+            said = [(load_waveform(row["audio"]), row["text"]) for row in islice(rows, CLIPS)]
+            write_chapter(tree / "LibriSpeech" / split, speaker, said)
+    (tree / "LibriSpeech" / "README.TXT").touch()
+    return tree
+
+
+@pytest.fixture(scope="module")
+def archives(tree: Path) -> dict[str, bytes]:
+    """What OpenSLR would publish of each split."""
+    files = {path.relative_to(tree).as_posix(): path.read_bytes() for path in tree.rglob("*.*")}
+    return {split: packed({name: files[name] for name in sorted(files) if split in name}) for split in SPEAKERS}
 
 
 def packed(files: Files, mode: str = "w:gz", extra: tuple[tarfile.TarInfo, ...] = (), **options: int) -> bytes:
@@ -75,17 +70,6 @@ def packed(files: Files, mode: str = "w:gz", extra: tuple[tarfile.TarInfo, ...] 
     return buffer.getvalue()
 
 
-def unpacked(files: Files, folder: Path) -> None:
-    for name, data in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(data)
-
-
-@lru_cache(maxsize=1)
-def archives() -> dict[str, bytes]:
-    return {split: packed(files) for split, files in librispeech_trees().items()}
-
-
 @pytest.fixture(autouse=True)
 def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path / "cache"))
@@ -93,20 +77,16 @@ def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def table() -> dict[str, PublishedArchive]:
-    """Return what OpenSLR would publish of the archives."""
-    sums = {split: hashlib.md5(data, usedforsecurity=False).hexdigest() for split, data in archives().items()}
-    return {
-        split: PublishedArchive(openslr()[1][split].resource, len(archives()[split]), sums[split]) for split in sums
-    }
+def table(archives: dict[str, bytes]) -> dict[str, PublishedArchive]:
+    sums = {split: hashlib.md5(data, usedforsecurity=False).hexdigest() for split, data in archives.items()}
+    return {split: PublishedArchive(openslr()[1][split].resource, len(archives[split]), sums[split]) for split in sums}
 
 
 @pytest.fixture
-def mirror() -> Iterator[Site]:
+def mirror(archives: dict[str, bytes]) -> Iterator[Site]:
     with serving() as site:
-        site.files = {
-            f"/resources/{openslr()[1][split].resource}/{split}.tar.gz": archives()[split] for split in archives()
-        }
+        names = {split: f"/resources/{openslr()[1][split].resource}/{split}.tar.gz" for split in archives}
+        site.files = {names[split]: data for split, data in archives.items()}
         yield site
 
 
@@ -136,15 +116,16 @@ def test_downloaded_over_a_connection_that_breaks_twice(mirror: Site, table, tmp
     clips = good(source)
     assert source.count() == len(clips) == 15
     assert [clip.split for clip in clips] == ["dev-clean"] * 9 + ["train-clean-5"] * 6
-    assert [clip.id for clip in clips] == [f"{name}-{number:04}" for name in SORTED for number in range(3)]
+    speakers = [speaker for speakers in SPEAKERS.values() for speaker in speakers]
+    assert [clip.id for clip in clips] == [f"{one}-121123-000{number}" for one in speakers for number in range(CLIPS)]
     (tmp_path / "kept" / "dev-clean.tar.gz").unlink()
     again = open_source(arguments, table)
     assert len(mirror.requests) == 4, "what has been unpacked is not asked for again"
     assert again.identity == source.identity and good(again) == clips
 
 
-def test_a_corrupted_archive_is_refused_and_named(mirror: Site, table, tmp_path: Path) -> None:
-    served = archives()["dev-clean"]
+def test_a_corrupted_archive_is_refused_and_named(mirror: Site, archives, table, tmp_path: Path) -> None:
+    served = archives["dev-clean"]
     damaged = served[:5000] + bytes([served[5000] ^ 1]) + served[5001:]
     mirror.files["/resources/12/dev-clean.tar.gz"] = damaged
     arguments = LibriSpeechArguments(["dev-clean"], archives=str(tmp_path), mirrors=[f"{mirror.url}/resources"])
@@ -160,30 +141,29 @@ def test_a_corrupted_archive_is_refused_and_named(mirror: Site, table, tmp_path:
     assert len(good(open_source(arguments, table))) == 9
 
 
-def test_folder_and_archive_hold_the_same_clips(table, tmp_path: Path) -> None:
-    for split, files in librispeech_trees().items():
-        unpacked(files, tmp_path / "tree")
-        (tmp_path / f"{split}.tar.gz").write_bytes(archives()[split])
-    (tmp_path / "tree" / "LibriSpeech" / "dev-clean" / "84" / "121123" / "._84-121123-0000.flac").write_bytes(b"mac")
-    folder, archive = opened(tmp_path / "tree"), opened(tmp_path, table)
+def test_folder_and_archive_hold_the_same_clips(tree: Path, archives, table, tmp_path: Path) -> None:
+    for split, data in archives.items():
+        (tmp_path / f"{split}.tar.gz").write_bytes(data)
+    (tree / "LibriSpeech" / "dev-clean" / "84" / "121123" / "._84-121123-0000.flac").write_bytes(b"mac")
+    folder, archive = opened(tree), opened(tmp_path, table)
     clips = good(folder)
     assert folder.count() == archive.count() == 15
     waveforms = [[load_waveform(clip.recording) for clip in each] for each in (clips, good(archive))]
     assert all(map(np.array_equal, *waveforms)) and len({len(waveform) for waveform in waveforms[0]}) > 9
     assert [replace(clip, recording="") for clip in clips] == [replace(clip, recording="") for clip in good(archive)]
-    assert clips[-1].fields == {"speaker": "60", "chapter": "121082", "language": "en"}
+    assert clips[-1].fields == {"speaker": "60", "chapter": "121123", "language": "en"}
     assert not any(clip.text.isupper() for clip in clips if len(clip.text) > 1)
-    inside = good(opened(tmp_path / "tree" / "LibriSpeech", splits=["train-clean-5"], letter_case="keep"))
+    inside = good(opened(tree / "LibriSpeech", splits=["train-clean-5"], letter_case="keep"))
     assert [(clip.id, clip.text) for clip in inside] == [(clip.id, clip.text.upper()) for clip in clips[9:]]
-    said = b"".join(data for name, data in librispeech_trees()["train-clean-5"].items() if name.endswith(".txt"))
-    assert all(f"{clip.id} {clip.text}\n".encode() in said for clip in inside)
+    said = "".join(path.read_text() for path in tree.rglob("*.txt"))
+    assert all(f"{clip.id} {clip.text}\n" in said for clip in inside)
     for start in (1, 9, 15, 20):
         assert good(folder, start) == clips[start:] and good(archive, start) == good(archive)[start:]
 
 
-def test_an_archive_at_hand_is_verified_under_its_published_name(table, tmp_path: Path) -> None:
+def test_an_archive_at_hand_is_verified_under_its_published_name(archives, table, tmp_path: Path) -> None:
     path = tmp_path / "dev-clean.tar.gz"
-    path.write_bytes(archives()["dev-clean"])
+    path.write_bytes(archives["dev-clean"])
     assert len(good(opened(path, table))) == 9
     with pytest.raises(CorpusError, match=r"no split 'dev-other'; found dev-clean"):
         opened(path, table, splits=["dev-other"])
@@ -192,30 +172,29 @@ def test_an_archive_at_hand_is_verified_under_its_published_name(table, tmp_path
     wrong_sum = {"dev-clean": replace(table["dev-clean"], md5="0" * 32)}
     with pytest.raises(ChecksumError, match=rf"{path}: expected md5 0+, found {table['dev-clean'].md5}"):
         opened(path, wrong_sum)
-    path.write_bytes(archives()["dev-clean"][:-100])
+    path.write_bytes(archives["dev-clean"][:-100])
     with pytest.raises(ChecksumError, match=rf"{path}: expected \d+ bytes, found \d+"):
         opened(tmp_path, table)
     path = path.rename(tmp_path / "mine.tar.gz")  # of no published name: damage shows where it is
-    with pytest.raises(ArchiveError, match=r"mine\.tar\.gz is damaged at member 'LibriSpeech/dev-clean/84/"):
+    with pytest.raises(ArchiveError, match=r"mine\.tar\.gz is damaged at member 'LibriSpeech/dev-clean/85/"):
         opened(path)
 
 
-def test_what_cannot_become_a_clip_is_said_with_its_reason(tmp_path: Path) -> None:
-    files, folder = dict(librispeech_trees()["dev-clean"]), "LibriSpeech/dev-clean/84/121123"
-    transcripts = files[f"{folder}/84-121123.trans.txt"].decode().splitlines()
-    files[f"{folder}/84-121123.trans.txt"] = "\n".join(["84-121123-0000", *transcripts[1:]]).encode()  # without text
-    files[f"{folder}/84-121123-0003.flac"] = files.pop(f"{folder}/84-121123-0002.flac")
-    broken = "LibriSpeech/dev-clean/84/121550/84-121550.trans.txt"
-    files[broken] = files[broken].replace(b" ", b" \xff", 1)
-    (tmp_path / "mine.tar.gz").write_bytes(packed(files))
-    clips = list(opened(tmp_path / "mine.tar.gz").clips())
-    untold = ("84-121123-0000", "84-121123-0003", "84-121550-0000", "84-121550-0001", "84-121550-0002")
+def test_what_cannot_become_a_clip_is_said_with_its_reason(tree: Path, tmp_path: Path) -> None:
+    split = Path(shutil.copytree(tree, tmp_path / "tree")) / "LibriSpeech" / "dev-clean"
+    chapter, broken = split / "84" / "121123", split / "85" / "121123" / "85-121123.trans.txt"
+    lines = (chapter / "84-121123.trans.txt").read_text().splitlines()
+    (chapter / "84-121123.trans.txt").write_text("\n".join(["84-121123-0000", *lines[1:]]))  # without text
+    (chapter / "84-121123-0002.flac").rename(chapter / "84-121123-0003.flac")
+    broken.write_bytes(broken.read_bytes().replace(b" ", b" \xff", 1))
+    clips = list(opened(tmp_path / "tree", splits=["dev-clean"]).clips())
+    untold = ("84-121123-0000", "84-121123-0003", "85-121123-0000", "85-121123-0001", "85-121123-0002")
     assert {clip.id: clip.reason for clip in clips if isinstance(clip, BadClip)} == {
         **dict.fromkeys(untold, "has a recording and no transcript"),
         "84-121123-0002": "has a transcript and no recording",
-        "dev-clean/84/121550/84-121550.trans.txt": "is not UTF-8 text: invalid start byte at byte 15",
+        "dev-clean/85/121123/85-121123.trans.txt": "is not UTF-8 text: invalid start byte at byte 15",
     }
-    whole = [*(f"2035-147960-000{number}" for number in range(3)), "84-121123-0001"]
+    whole = [*(f"2035-121123-000{number}" for number in range(CLIPS)), "84-121123-0001"]
     assert [clip.id for clip in clips if isinstance(clip, Clip)] == whole
 
 
@@ -256,9 +235,11 @@ def test_files_of_chapters_are_unpacked(members, tmp_path: Path, mode: str, form
         "a/b/c/d.txt": b"",
         **{f"./L/{name}": wanted[name] for name in wanted},
     }
-    (tmp_path / ".x.partial" / "of").mkdir(parents=True)  # a run that was killed
+    files |= {"L/test/x/../1/2/3.flac": b"within"}
+    wanted |= {"test/1/2/3.flac": b"within"}
+    (tmp_path / ".x.partial-1" / "of").mkdir(parents=True)  # a run that was killed
     assert members(packed(files, mode, (folder,), format=format)) == wanted
-    assert members(b"is not looked at again") == wanted
+    assert members(b"is not looked at again") == wanted and not list(tmp_path.glob(".x.partial*"))
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.GNUTYPE_SPARSE])

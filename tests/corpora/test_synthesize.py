@@ -1,6 +1,7 @@
 """Texts that become speech: every form of file, every option, every bad text named, and the same bytes each time."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.synthesize import SynthesizeArguments, open_source
 from audiollm.corpora.voices import voice_named
-from made_clips import load_elsewhere
 
 ROWS = [
     {"instruction": "How tall is the tower?", "output": "It is ninety metres tall.", "id": "a"},
@@ -67,7 +67,7 @@ def test_speech_is_made_when_it_is_loaded_and_is_the_same_every_time(tmp_path: P
     for one, other in zip(first, second):
         waveform, rate = one.recording.load()
         assert rate == 16_000 and 8_000 < len(waveform) < 80_000
-        assert np.array_equal(waveform, load_elsewhere(other.recording)[0])
+        assert np.array_equal(waveform, pickle.loads(pickle.dumps(other.recording)).load()[0])
     assert len({(clip.fields["pitch"], clip.fields["speed"]) for clip in first}) == 3
     assert all(0.3 <= clip.recording.peak <= 0.9 for clip in first)
 
