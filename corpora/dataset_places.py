@@ -62,7 +62,7 @@ class Place:
     def roots(self) -> list[str]:
         """Return the folders that recordings given as paths must lie in; relative paths start from the first."""
         folders = [self.path if os.path.isdir(self.path) else os.path.dirname(self.path)]
-        if self.kind == "hub":  # what `datasets` has downloaded and unpacked
+        if self.kind == "hub":  # downloads of `datasets`, unpacked
             folders = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
         return [os.path.realpath(folder) for folder in folders]
 

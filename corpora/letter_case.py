@@ -10,7 +10,7 @@ import yaml
 WORDS_FILE = Path(__file__).parent / "cased_words.yaml"
 #: A word: letters and digits of any script, and apostrophes and hyphens inside.
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
-#: What follows "I" in its contractions.
+#: The word "I" and its contractions.
 FIRST_PERSON = re.compile(r"i(?:'(?:m|ll|d|ve))?")
 
 

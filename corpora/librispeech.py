@@ -17,7 +17,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
 from pathlib import Path
 
 import yaml
@@ -216,13 +215,12 @@ class LibriSpeech(ClipSource):
             yield from sorted(chapters, key=lambda path: path.parts[-2:])
 
     def count(self) -> int:
-        """Return how many there are, bad ones included; reads the transcript files."""
-        return sum(1 for _ in self.clips())
+        """Return how many there are; reads the transcript files."""
+        return sum(1 for _ in self.every())
 
-    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
-        """Yield all clips from the `start`-th on; recordings are paths, none is opened."""
-        every = (clip for chapter in self._chapters() for clip in self._clips_of(chapter))
-        return islice(every, start, None)
+    def every(self) -> Iterator[Clip | BadClip]:
+        """Yield all clips; recordings are paths, none is opened."""
+        return (clip for chapter in self._chapters() for clip in self._clips_of(chapter))
 
     def _clips_of(self, chapter: Path) -> list[Clip | BadClip]:
         """Return the clips of a chapter, sorted by id."""

@@ -62,7 +62,7 @@ class PromptTask:
 
     phrasings: tuple[str, ...]
     answer: Callable[[str], str]
-    weight: int = 1  # how often it is drawn, relative to the other tasks
+    weight: int = 1  # share of draws, relative to the other tasks
     applies: Callable[[str], bool] = _is_plain
 
 

@@ -7,7 +7,6 @@ A text is spoken when its clip is written, by the process that writes it. Its vo
 its place in the file and the text, so that every run gives the same recordings.
 """
 
-import itertools
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -178,14 +177,13 @@ class Synthesized(ClipSource):
             place = Place(str(self.path), "file", str(self.path.absolute()))
             yield from open_split(place, DEFAULT_SPLIT, streaming=True)[0]
 
-    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
+    def every(self) -> Iterator[Clip | BadClip]:
         """Yield each text in its voices; nothing is spoken before a clip's recording is loaded."""
-        every = (clip for number, row in enumerate(self._rows()) for clip in self._spoken(number, row))
-        return itertools.islice(every, start, None)
+        return (clip for number, row in enumerate(self._rows()) for clip in self._spoken(number, row))
 
     def count(self) -> int:
-        """Return how many clips and bad ones there are."""
-        return sum(1 for _ in self.clips())
+        """Return how many there are."""
+        return sum(1 for _ in self.every())
 
     def _spoken(self, place: int, row: Mapping[str, Any]) -> Iterator[Clip | BadClip]:
         number, wanted, split = f"{place:0{ROW_DIGITS}d}", self.arguments.voices_per_text, self.arguments.split

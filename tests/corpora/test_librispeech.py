@@ -52,7 +52,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def archives(tree: Path) -> dict[str, bytes]:
-    """What OpenSLR would publish of each split."""
+    """Archives of each split as OpenSLR would publish them."""
     files = {path.relative_to(tree).as_posix(): path.read_bytes() for path in tree.rglob("*.*")}
     return {split: packed({name: files[name] for name in sorted(files) if split in name}) for split in SPEAKERS}
 

@@ -24,7 +24,7 @@ from small_disk import mounted
 CLIPS = 40
 KILLS = 3
 PATIENCE_SECONDS = 600
-#: How long what a command has started may outlive it.
+#: Time that processes of a command may outlive it.
 ORPHAN_SECONDS = 10
 GOES_ON = "the same command goes on"
 #: Most that more clips may add to a process' memory, once the smaller corpus fills a row group of 1000 as well.

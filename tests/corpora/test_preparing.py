@@ -15,7 +15,7 @@ from audiollm.corpora.examples import ExamplesError, read_examples
 from audiollm.corpora.preparing import PrepareArguments, Prepared, prepare
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.recordings import AudioSettings, load_clip
-from audiollm.corpora.tasks import tasks_named
+from audiollm.corpora.tasks import known_tasks
 from audiollm.processing import AudioError, load_waveform
 from made_clips import StudioSource
 from small_corpus import contents
@@ -25,9 +25,8 @@ LIMITS = {"min_seconds": 0.05, "max_seconds": 80.0}
 
 def prepared(source: StudioSource, output: Path, tasks: tuple[str, ...] = ("transcribe",), **options) -> Prepared:
     filters = {name: options.pop(name) for name in ("settle", "is_kept") if name in options}
-    return prepare(
-        source, output, tasks_named(tasks), PrepareArguments(**LIMITS | {"workers": 1} | options), **filters
-    )
+    settings = PrepareArguments(**LIMITS | {"workers": 1} | options)
+    return prepare(source, output, [known_tasks()[name] for name in tasks], settings, **filters)
 
 
 def tone(seconds: float, hertz: float = 440.0) -> dict:
@@ -125,7 +124,7 @@ def test_another_corpus_or_format_does_not_go_on_in_the_same_folder(tmp_path):
         prepared(StudioSource(4), tmp_path / "other")
 
 
-#: What cannot be used, with a part of the reason.
+#: Clips that cannot be used, with a part of the reason.
 BAD = [
     (Clip("missing", "/nowhere/at/all.wav", "Words."), "does not exist"),
     (Clip("empty", {"bytes": b"", "path": "empty.wav"}, "Words."), ""),

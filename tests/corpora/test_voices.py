@@ -148,7 +148,7 @@ def test_voices_that_are_not_there_are_named(name: str, reason: str) -> None:
 
 
 def test_default_voices_are_those_of_the_table_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there are none, the message says how to install them."""
+    """The message about missing ones says how to install them."""
     try:
         voices = [str(voice) for voice in default_voices()]
         table = [f"{name}:{voice}" for name, engine in known_engines().items() for voice in engine.voices]
