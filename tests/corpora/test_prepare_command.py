@@ -258,11 +258,3 @@ def test_max_wer_by_what_whisper_hears(clips, tmp_path, real_bases) -> None:
     heard = journal.read_bytes()
     run("huggingface", [*command, "--max-wer", "1000"])
     assert prepared(output) == list(HEARD_RIGHT) and journal.read_bytes() == heard
-
-
-def test_max_wer_by_a_hypothesis_of_the_corpus(clips, tmp_path) -> None:
-    heard = [text.upper() + "!" for text in with_wrong(clips)]
-    data = parquet_of(tmp_path / "data.parquet", clips, whisper_transcript=heard)
-    run("huggingface", [data, *to(tmp_path / "out"), "--max_wer", "5.0"])
-    assert prepared(tmp_path / "out") == [name for name in HEARD_RIGHT if name not in WRONG_CLIPS]
-    assert table_of(tmp_path / "out")["pred_text"] == heard
