@@ -1,8 +1,4 @@
-"""
-Measurements of one recording, taken block by block, so that ten hours need no more memory than ten seconds.
-
-It reads the same files as `load_waveform`, and refuses the same ones, and those whose end is missing.
-"""
+"""Measurements of one recording, block by block in constant memory; what `load_waveform` refuses is a fault here."""
 
 import hashlib
 import io

@@ -1,8 +1,4 @@
-"""
-Rows of prompt, audio and other answers than one response, for distillation and preferences.
-
-Every row has audio: the untouched base answers the others, so that nothing could be learned from them.
-"""
+"""Rows of prompt, audio and other answers than one response, for distillation and preferences."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,8 +1,4 @@
-"""
-Places of datasets, and how `datasets` reads them: on the Hub, in a folder, in a file; whole or streamed.
-
-Only tables and recordings are read. Loading scripts and pickles, which would run code, are refused.
-"""
+"""Places of datasets, whole or streamed: on the Hub, in a folder, in a file. What would run code is refused."""
 
 import hashlib
 import os

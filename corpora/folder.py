@@ -126,11 +126,7 @@ def _table_source(top: str, tables: Mapping[str, str], arguments: FolderArgument
 
 
 class SidecarSource(ClipSource):
-    """
-    Recordings with a text file beside each.
-
-    In its identity recordings count by their names, and transcripts by what they say.
-    """
+    """Recordings with a text file beside each; names and texts are its identity, not what the recordings hold."""
 
     def __init__(self, folder: str, suffix: str, arguments: FolderArguments):
         if arguments.wer_unit is not None:

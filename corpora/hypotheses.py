@@ -1,8 +1,4 @@
-"""
-Transcripts of recordings by a Whisper model: hypotheses to compare transcripts with.
-
-Greedy, so that the same recording always gives the same text. Each batch is kept on disk as soon as it is heard.
-"""
+"""Greedy transcripts of recordings by a Whisper model, to compare a corpus' own with; each is kept on disk."""
 
 import logging
 import os

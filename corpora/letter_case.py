@@ -42,11 +42,7 @@ def _capitalized(text: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """
-    Return a text as a sentence: lower case, but for its first letter, "I", and words that are never in lower case.
-
-    A transcript that is cut out of the middle of a sentence gets its capital all the same.
-    """
+    """Return a text in lower case, but for its first letter, "I", and words that are never in lower case."""
     return _capitalized(WORD.sub(lambda match: _cased(match[0]), text))
 
 

@@ -1,8 +1,4 @@
-"""
-Word error of a clip's transcript, in percent: the figure by which `--max_wer` keeps or drops clips.
-
-It comes from the corpus itself, from a hypothesis that the corpus brings, or from what a Whisper model hears.
-"""
+"""Word error of a clip's transcript, in percent: the figure by which `--max_wer` keeps or drops clips."""
 
 import functools
 import itertools
