@@ -1,8 +1,4 @@
-"""
-Measurements of one recording, taken block by block, so that ten hours need no more memory than ten seconds.
-
-It reads the same files as `load_waveform`, and refuses the same ones, and those whose end is missing.
-"""
+"""Measurements of one recording, block by block in constant memory; what `load_waveform` refuses is a fault here."""
 
 import hashlib
 import io
@@ -49,7 +45,7 @@ OGG_FLAGS_OFFSET, OGG_NUM_SEGMENTS_OFFSET, OGG_SEGMENTS_OFFSET = 5, 26, 27
 class AudioFacts:
     """One recording, measured. With a fault, only its reason and the seconds read so far mean anything."""
 
-    fault: str = ""  # `missing_file`, `undecodable`, `cut_off` or `not_finite`; empty for a readable recording
+    fault: str = ""  # `undecodable`, `cut_off` or `not_finite`; empty for a readable recording
     reason: str = ""  # in words
     seconds: float = 0.0
     rms: float = 0.0  # root of its mean square; 1 is full scale
@@ -68,8 +64,6 @@ def measure(recording: Any, max_seconds: float) -> AudioFacts:
         if isinstance(recording, dict) or "://" in recording:
             data = recording["bytes"] if isinstance(recording, dict) else read_bytes(recording)
             return _measure(io.BytesIO(data), data, max_seconds) if data else AudioFacts("undecodable", EMPTY)
-        if os.path.exists(recording) and not os.path.isfile(recording):
-            return AudioFacts("undecodable", "is not a regular file")
         with open(recording, "rb") as file:
             if not os.fstat(file.fileno()).st_size:
                 return AudioFacts("undecodable", EMPTY)
@@ -77,8 +71,6 @@ def measure(recording: Any, max_seconds: float) -> AudioFacts:
                 return _measure(file, mapped, max_seconds)
     except UndecodableError as error:
         return AudioFacts("undecodable", str(error), error.seconds)
-    except FileNotFoundError:
-        return AudioFacts("missing_file", "the file does not exist")
     except (OSError, ValueError, OverflowError) as error:  # AudioError of a URL is a ValueError
         if is_out_of_memory(error):
             raise
@@ -129,9 +121,6 @@ def _measure(file: BinaryIO, data: Any, max_seconds: float) -> AudioFacts:
         clipped_share=clipped / (frames * channels),
         digest="" if declared_s or not peak else digest.hexdigest(),
     )
-
-
-# -------------------------------------------------------------------------------------------------------- missing ends
 
 
 def is_cut_off(data, seconds: float, declared_s: float) -> bool:

@@ -1,8 +1,4 @@
-"""
-Rows of prompt, audio and other answers than one response, for distillation and preferences.
-
-Every row has audio: the untouched base answers the others, so that nothing could be learned from them.
-"""
+"""Rows of prompt, audio and other answers than one response, for distillation and preferences."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,13 +30,10 @@ def read_audio_rows(
     problems_of: Callable[[dict[str, Any]], list[str]] = lambda row: [],
 ) -> list[AudioRow]:
     """
-    Read rows and check all of them; raises as `read_examples`, and ExamplesError if there are none.
+    Read rows, from a file or as they are, and check all of them; raises as `read_examples`, also if there are none.
 
-    Args:
-        source: A JSON list, or JSON Lines if its name ends in `.jsonl`; or the rows themselves.
-        audio_dir: As in `read_examples`; rows without a file start from the current folder.
-        required, optional: Fields besides `text` and `audio_paths`. The required ones are texts, and not empty.
-        problems_of: Further problems of a row whose required fields are right.
+    `required` and `optional` are fields besides `text` and `audio_paths`; the required ones are texts, and not empty.
+    `problems_of` returns further problems of a row whose required fields are right.
     """
     rows: Iterable[tuple[str, Any, str | None]]
     if isinstance(source, (str, os.PathLike)):

@@ -1,9 +1,4 @@
-"""
-The ready corpora of `catalogue.yaml`, looked up by name.
-
-An entry says where a corpus is, on what terms, what its columns are called and what can be asked about its clips. It
-inherits from another entry what they share.
-"""
+"""The ready corpora of `catalogue.yaml`, looked up by name; an entry inherits from another what they share."""
 
 import difflib
 import re

@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 DEFAULT_SPLIT = "train"
@@ -93,12 +94,16 @@ class ClipSource:
     wer_unit: str | None = None
     wer_doubt: str | None = None
 
-    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
-        """Yield all clips from the `start`-th on, in an order that is the same every time."""
+    def every(self) -> Iterator[Clip | BadClip]:
+        """Yield all clips, in an order that is the same every time."""
         raise NotImplementedError
 
+    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
+        """Yield all clips from the `start`-th on."""
+        return islice(self.every(), start, None)
+
     def count(self) -> int | None:
-        """Return how many [`clips`] yields from 0; None if that takes reading them all."""
+        """Return how many clips there are, bad ones included; None if that is not known."""
         return None
 
 

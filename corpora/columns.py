@@ -82,8 +82,6 @@ WER_UNITS = {
 LEAST_ERROR_PERCENT, MOST_ERROR_FRACTION, CLEARLY_PERCENT = 1.0, 1.0, 5.0
 
 
-# ---------------------------------------------------------------------------------------------------------- transforms
-
 #: Punctuation as GigaSpeech writes it, and its tags of recordings without speech.
 GIGASPEECH_PUNCTUATION = {"<COMMA>": ",", "<PERIOD>": ".", "<QUESTIONMARK>": "?", "<EXCLAMATIONPOINT>": "!"}
 GIGASPEECH_NOT_SPEECH = ("<SIL>", "<NOISE>", "<MUSIC>", "<OTHER>")
@@ -125,9 +123,6 @@ def yes_or_no(value: Any) -> str:
 TRANSFORMS: dict[str, Callable[[Any], Any]] = {
     each.__name__: each for each in (first_item, gigaspeech_tags, sentence_case, yes_or_no)
 }
-
-
-# ------------------------------------------------------------------------------------------------------------- mapping
 
 
 @dataclass(frozen=True)
@@ -219,16 +214,10 @@ def map_columns(
     guesses: Mapping[str, Guess] = GUESSES,
 ) -> ColumnMapping:
     """
-    Decide which column is which field.
+    Decide which column is which field: by the catalogue if it has what is `wanted`, else by `guesses`, and by overrides.
 
-    Args:
-        name: Of the dataset, for messages.
-        kinds: Of its columns.
-        rows: The first ones; guesses of paths and ids look at them.
-        overrides: As [`parse_overrides`] returns them.
-        wanted: From the catalogue; every column of it must be there. Without it columns are guessed, by `guesses`.
-
-    CorpusError is raised for columns that are not there, or of the wrong kind, or that cannot be told among several.
+    Guesses of paths and ids look at the first rows. CorpusError, with the dataset's name, is raised for columns that are
+    not there, or of the wrong kind, or that cannot be told among several.
     """
     specs: dict[str, ColumnSpec] = dict(wanted or {})
     alternatives: dict[str, tuple[str, ...]] = {}

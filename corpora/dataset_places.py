@@ -1,8 +1,4 @@
-"""
-Places of datasets, and how `datasets` reads them: on the Hub, in a folder, in a file; whole or streamed.
-
-Only tables and recordings are read. Loading scripts and pickles, which would run code, are refused.
-"""
+"""Places of datasets, whole or streamed: on the Hub, in a folder, in a file. What would run code is refused."""
 
 import hashlib
 import os
@@ -62,7 +58,7 @@ class Place:
     def roots(self) -> list[str]:
         """Return the folders that recordings given as paths must lie in; relative paths start from the first."""
         folders = [self.path if os.path.isdir(self.path) else os.path.dirname(self.path)]
-        if self.kind == "hub":  # what `datasets` has downloaded and unpacked
+        if self.kind == "hub":  # downloads of `datasets`, unpacked
             folders = [datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE]
         return [os.path.realpath(folder) for folder in folders]
 

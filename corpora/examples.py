@@ -115,18 +115,15 @@ def read_all(
     return found
 
 
-def write_examples(
-    path: str | os.PathLike[str], examples: Iterable[Example], audio_dir: str | os.PathLike[str] | None = None
-) -> None:
+def write_examples(path: str | os.PathLike[str], examples: Iterable[Example]) -> None:
     """
-    Write examples so that `read_examples(path, audio_dir)` gives them back; the file appears whole or not at all.
+    Write examples so that `read_examples(path)` gives them back; the file appears whole or not at all.
 
-    A path `*.jsonl` has one row a line, any other a JSON list. Audio inside `audio_dir`, by default the file's folder, is
-    written relative to it, so that the folder can be moved; other audio keeps its absolute path.
+    A path `*.jsonl` has one row a line, any other a JSON list. Audio inside the file's folder is written relative to it, so
+    that the folder can be moved; other audio keeps its absolute path.
     """
-    path = Path(path)
-    start = os.path.abspath(path.parent if audio_dir is None else audio_dir)
-    rows = []
+    path, rows = Path(path), []
+    start = os.path.abspath(path.parent)
     for example in examples:
         located = [os.path.abspath(each) for each in example.audio_paths]
         paths = [Path(os.path.relpath(each, start)).as_posix() if is_inside(each, start) else each for each in located]

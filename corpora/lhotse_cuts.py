@@ -11,7 +11,6 @@ Only audio files are read. A cut whose recording is a command, a URL or an archi
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +82,9 @@ class LhotseSource(ClipSource):
             "split": arguments.split,
         }
 
-    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
-        """Yield all clips from the `start`-th on."""
-        return (self._clip(cut) for cut in islice(self._cuts, start, None))
+    def every(self) -> Iterator[Clip | BadClip]:
+        """Yield all cuts as clips."""
+        return map(self._clip, self._cuts)
 
     def _clip(self, cut: Any) -> Clip | BadClip:
         problem = self._problem(cut)

@@ -4,25 +4,29 @@
     audiollm prepare librispeech --splits dev-clean train-clean-100 --output data/librispeech
     audiollm prepare librispeech --source_path /corpora/LibriSpeech
 
-Archives are downloaded from several mirrors, verified, and never unpacked to disk. Their tree is
+Archives are downloaded from several mirrors, verified, and unpacked once. Their tree is
 LibriSpeech/dev-clean/84/121123/84-121123-0000.flac, ..., 84-121123.trans.txt.
 """
 
 import gzip
 import hashlib
+import posixpath
+import shutil
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby, islice
 from pathlib import Path
-from typing import Any
 
 import yaml
 from audiollm.base_models import audiollm_cache_dir
 from audiollm.command_line.downloads import ChecksumError, download, verify_checksum
+from audiollm.command_line.files import appearing_whole, naming_the_disk, sha256_of
+from audiollm.command_line.interruption import interruptible
 from audiollm.command_line.option_parser import option
+from filelock import FileLock
+from tqdm.auto import tqdm
 
 from .clips import BadClip, Clip, ClipSource, CorpusError, FieldValue
 from .letter_case import LETTER_CASES
@@ -40,19 +44,20 @@ LAYOUT = (
 LANGUAGE = "en"
 #: Levels of a chapter's file below the split's parent: split, speaker, chapter, file.
 LEVELS = 4
-#: Largest file that is unpacked into memory; a clip of 35 s, uncompressed, is 1 MB.
+#: Largest file that is unpacked; a clip of 35 s, uncompressed, is 1 MB.
 MAX_MEMBER_BYTES = 1 << 28
 BLOCK_BYTES = 1 << 20
+#: Digits of a checksum in the name of the folder that an archive is unpacked to.
+DIGITS = 8
 
 
 @dataclass(frozen=True)
 class PublishedArchive:
-    """One split as OpenSLR publishes it: its resource on a mirror, size, md5, and number of clips."""
+    """One split as OpenSLR publishes it: its resource on a mirror, size, and md5."""
 
     resource: int
     bytes: int
     md5: str
-    clips: int
 
 
 @lru_cache(maxsize=1)
@@ -78,7 +83,8 @@ class LibriSpeechArguments:
         "archive. Without it the archives are downloaded.",
     )
     archives: str | None = option(
-        None, "Folder of downloaded archives. Default: corpora/librispeech in AudioLLM's cache."
+        None,
+        "Folder that archives are downloaded and unpacked to. Default: corpora/librispeech in AudioLLM's cache.",
     )
     mirrors: list[str] = option(
         [], "Base URLs to download from, in the order to try, as https://www.openslr.org/resources."
@@ -94,9 +100,8 @@ class LibriSpeechArguments:
         self.splits = list(dict.fromkeys(name for given in self.splits for name in given.split(",") if name))
         self.mirrors = [url.rstrip("/") for given in self.mirrors for url in given.split(",") if url]
         if self.source_path is not None:
-            useless = [name for name in ("archives", "mirrors") if getattr(self, name)]
-            if useless:
-                raise ValueError(f"--{useless[0]} is for downloads; --source_path {self.source_path!r} needs none.")
+            if self.mirrors:
+                raise ValueError(f"--mirrors is for downloads; --source_path {self.source_path!r} needs none.")
             return
         if self.splits:
             check_known("splits", self.splits, openslr()[1])
@@ -107,51 +112,58 @@ class LibriSpeechArguments:
 
 def open_source(
     arguments: LibriSpeechArguments, table: Mapping[str, PublishedArchive] | None = None, progress: bool = True
-) -> ClipSource:
+) -> "LibriSpeech":
     """
-    Return LibriSpeech as a source of clips, after downloading and verifying what is missing.
+    Return LibriSpeech as a source of clips, after downloading, verifying and unpacking what is missing.
 
-    The published archives are OpenSLR's, or those of `table`.
-
-    Raises:
-        FileNotFoundError, CorpusError: `source_path` does not exist, or does not hold the splits.
-        ChecksumError: an archive with a published one's name is another, or damaged.
-        DownloadError: no mirror gave an archive.
+    The published archives are OpenSLR's, or those of `table`. Raises as `download` and [`unpack`]; FileNotFoundError or
+    CorpusError where `source_path` does not exist, or does not hold the splits.
     """
-    published = openslr()[1] if table is None else table
-    splits = arguments.splits
+    published, splits = openslr()[1] if table is None else table, arguments.splits
+    kept = Path(arguments.archives) if arguments.archives else audiollm_cache_dir() / "corpora" / "librispeech"
     if arguments.source_path is None:
-        folder = Path(arguments.archives) if arguments.archives else audiollm_cache_dir() / "corpora" / "librispeech"
         splits = splits or [DEFAULT_DOWNLOAD]
-        paths = []
-        for split in splits:
-            row, name = published[split], f"{split}.tar.gz"
-            urls = [f"{mirror}/{row.resource}/{name}" for mirror in arguments.mirrors or openslr()[0]]
-            paths.append(download(urls, folder / name, f"md5:{row.md5}", row.bytes, progress))
-        return LibriSpeechArchives(paths, splits, arguments.letter_case, published)
+        folders = [_downloaded(split, published[split], arguments.mirrors, kept, progress) for split in splits]
+        return LibriSpeech(folders, splits, arguments.letter_case)
     source = Path(arguments.source_path)
     if not source.exists():
         raise FileNotFoundError(f"--source_path {arguments.source_path!r} does not exist.")
-    paths = [source]
+    archives = [source]
     if source.is_dir():
         root = source / ROOT_NAME if (source / ROOT_NAME).is_dir() else source
-        archives = {_stem(path): path for path in sorted(source.iterdir()) if path.name.endswith(ARCHIVE_SUFFIXES)}
-        if root != source or not archives:
-            return LibriSpeechFolder(root, splits, arguments.letter_case)
-        splits = splits or list(archives)
-        missing = [split for split in splits if split not in archives]
+        named = {_stem(path): path for path in sorted(source.iterdir()) if path.name.endswith(ARCHIVE_SUFFIXES)}
+        if root != source or not named:
+            return LibriSpeech([root.absolute()], splits, arguments.letter_case)
+        missing = [split for split in splits if split not in named]
         if missing:
-            there = ", ".join(archives)
-            raise CorpusError(f"{source} holds no archive {missing[0]}.tar.gz, but those of {there}.")
-        paths = [archives[split] for split in splits]
-    for path in paths:
-        known = published.get(_stem(path))
-        if known is not None:
-            advice = f"It is not the published archive, or damaged: delete it and download it again, or rename your own {path.name}."
-            if path.stat().st_size != known.bytes:
-                raise ChecksumError(f"{path}: expected {known.bytes} bytes, found {path.stat().st_size}. {advice}")
-            verify_checksum(path, f"md5:{known.md5}", advice, progress)
-    return LibriSpeechArchives(paths, splits, arguments.letter_case, published)
+            raise CorpusError(f"{source} holds no archive {missing[0]}.tar.gz, but those of {', '.join(named)}.")
+        archives = [named[split] for split in splits or named]
+    folders = [_at_hand(path, published.get(_stem(path)), kept, progress) for path in archives]
+    return LibriSpeech(folders, splits, arguments.letter_case)
+
+
+def _downloaded(split: str, row: PublishedArchive, mirrors: Sequence[str], kept: Path, progress: bool) -> Path:
+    """Return the folder of a published archive; what has been unpacked is not asked for again."""
+    folder, name = kept / f"{split}-{row.md5[:DIGITS]}", f"{split}.tar.gz"
+    if not folder.exists():
+        urls = [f"{mirror}/{row.resource}/{name}" for mirror in mirrors or openslr()[0]]
+        unpack(download(urls, kept / name, f"md5:{row.md5}", row.bytes, progress), folder, progress)
+    return folder
+
+
+def _at_hand(path: Path, row: PublishedArchive | None, kept: Path, progress: bool) -> Path:
+    """Return the folder of a user's archive, which is verified if it has a published one's name."""
+    status = path.stat()
+    digest = sha256_of(f"{path.absolute()} {status.st_size} {status.st_mtime_ns}".encode())
+    if row is not None:
+        advice = f"It is not the published archive, or damaged: delete it and download it again, or rename your own {path.name}."
+        if status.st_size != row.bytes:
+            raise ChecksumError(f"{path}: expected {row.bytes} bytes, found {status.st_size}. {advice}")
+        verify_checksum(path, f"md5:{row.md5}", advice, progress)
+        digest = row.md5
+    folder = kept / f"{_stem(path)}-{digest[:DIGITS]}"
+    unpack(path, folder, progress)
+    return folder
 
 
 def _stem(path: Path) -> str:
@@ -160,34 +172,71 @@ def _stem(path: Path) -> str:
     return path.name.removesuffix(suffix)
 
 
-# ------------------------------------------------------------------------------------------------------------ chapters
-
-
 def _is_chapter_file(name: str) -> bool:
     return name.endswith((RECORDING_SUFFIX, TRANSCRIPT_SUFFIX)) and not name.startswith(".")
 
 
-#: Split, speaker, chapter, file name, and the content, or the file that has it.
-ChapterFile = tuple[str, str, str, str, bytes | Path]
+class LibriSpeech(ClipSource):
+    """
+    Unpacked trees: folders that hold the splits' folders. Without names of splits all are read, sorted.
 
+    CorpusError is raised if they lack a split, or hold no such tree.
+    """
 
-def _clips_of(files: Iterable[ChapterFile], letter_case: str) -> Iterator[Clip | BadClip]:
-    """Yield the clips of chapters, each of which is held while its files come, sorted by id."""
-    for (split, speaker, number), chapter in groupby(files, key=lambda file: file[:3]):
-        recordings: dict[str, Any] = {}
+    def __init__(self, roots: Sequence[Path], splits: Sequence[str], letter_case: str):
+        self.roots, self.letter_case = roots, letter_case
+        self.name = f"LibriSpeech in {', '.join(map(str, roots))}"
+        folders = sorted(
+            (folder for root in roots for folder in root.iterdir() if folder.is_dir()), key=lambda one: one.name
+        )
+        there = [each.name for each in folders if any(_is_chapter_file(file.name) for file in each.glob("*/*/*"))]
+        if not there:
+            raise CorpusError(f"{self.name}: there is no LibriSpeech tree; expected {LAYOUT}.")
+        missing = [split for split in splits if split not in there]
+        if missing:
+            raise CorpusError(f"{self.name}: there is no split {missing[0]!r}; found {', '.join(there)}.")
+        self.splits = list(splits) or list(dict.fromkeys(there))
+        listing = hashlib.sha256()
+        for chapter in self._chapters():
+            for file in sorted(chapter.iterdir()):
+                line = f"{'/'.join(file.parts[-LEVELS:])}\0{file.lstat().st_size}\0"
+                listing.update(line.encode("utf-8", "surrogateescape") if _is_chapter_file(file.name) else b"")
+        self.identity = {
+            "corpus": "librispeech",
+            "files": listing.hexdigest(),
+            "splits": self.splits,
+            "letter_case": letter_case,
+        }
+
+    def _chapters(self) -> Iterator[Path]:
+        """Yield the folders of all chapters in order."""
+        for split in self.splits:
+            chapters = (chapter for root in self.roots for chapter in (root / split).glob("*/*") if chapter.is_dir())
+            yield from sorted(chapters, key=lambda path: path.parts[-2:])
+
+    def count(self) -> int:
+        """Return how many there are; reads the transcript files."""
+        return sum(1 for _ in self.every())
+
+    def every(self) -> Iterator[Clip | BadClip]:
+        """Yield all clips; recordings are paths, none is opened."""
+        return (clip for chapter in self._chapters() for clip in self._clips_of(chapter))
+
+    def _clips_of(self, chapter: Path) -> list[Clip | BadClip]:
+        """Return the clips of a chapter, sorted by id."""
+        split, speaker, number = chapter.parts[1 - LEVELS :]
+        recordings: dict[str, str] = {}
         texts: dict[str, str] = {}
         clips: list[Clip | BadClip] = []
-        for *_, name, content in chapter:
-            if name.endswith(RECORDING_SUFFIX):
-                stored = str(content) if isinstance(content, Path) else {"bytes": content, "path": name}
-                recordings[name.removesuffix(RECORDING_SUFFIX)] = stored
+        for file in filter(lambda file: _is_chapter_file(file.name), chapter.iterdir()):
+            if file.suffix == RECORDING_SUFFIX:
+                recordings[file.stem] = str(file)
                 continue
-            data = content.read_bytes() if isinstance(content, Path) else content
             try:
-                lines = data.decode("utf-8-sig").splitlines()
+                lines = file.read_text(encoding="utf-8-sig").splitlines()
             except UnicodeDecodeError as error:
                 reason = f"is not UTF-8 text: {error.reason} at byte {error.start}"
-                clips.append(BadClip(f"{split}/{speaker}/{number}/{name}", reason, split))
+                clips.append(BadClip("/".join(file.parts[-LEVELS:]), reason, split))
             else:
                 found = (line.strip().partition(" ") for line in lines if line.strip())
                 texts |= {identity: text.strip() for identity, _, text in found}
@@ -198,168 +247,57 @@ def _clips_of(files: Iterable[ChapterFile], letter_case: str) -> Iterator[Clip |
             elif not texts.get(identity):
                 clips.append(BadClip(identity, "has a recording and no transcript", split))
             else:
-                text = LETTER_CASES[letter_case](texts[identity])
+                text = LETTER_CASES[self.letter_case](texts[identity])
                 clips.append(Clip(identity, recordings[identity], text, split, fields))
-        yield from sorted(clips, key=lambda clip: clip.id)
-
-
-# ------------------------------------------------------------------------------------------------------------- sources
-
-
-class LibriSpeechFolder(ClipSource):
-    """
-    An unpacked tree: the folder that holds the splits' folders. Without names of splits all are read, sorted.
-
-    CorpusError is raised if it lacks a split, or holds no such tree.
-    """
-
-    def __init__(self, root: Path, splits: Sequence[str], letter_case: str):
-        self.root, self.letter_case = root.absolute(), letter_case
-        folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
-        there = [each.name for each in folders if any(_is_chapter_file(file.name) for file in each.glob("*/*/*"))]
-        if not there:
-            raise CorpusError(f"{root} holds no LibriSpeech tree; expected {LAYOUT}.")
-        missing = [split for split in splits if split not in there]
-        if missing:
-            raise CorpusError(f"{root} holds no split {missing[0]!r}; it holds {', '.join(there)}.")
-        self.splits = list(splits) or there
-        self.name = f"LibriSpeech in {root}"
-        listing = hashlib.sha256()
-        for *_, file in self._files():
-            line = f"{file.relative_to(self.root)}\0{file.lstat().st_size}\0"
-            listing.update(line.encode("utf-8", "surrogateescape"))
-        self.identity = {
-            "corpus": "librispeech",
-            "folder": str(self.root),
-            "files": listing.hexdigest(),
-            "splits": self.splits,
-            "letter_case": letter_case,
-        }
-
-    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
-        """Yield all clips from the `start`-th on; recordings are paths, none is opened."""
-        return islice(_clips_of(self._files(), self.letter_case), start, None)
-
-    def count(self) -> int:
-        """Return how many there are, bad ones included; reads the transcript files."""
-        return sum(1 for _ in self.clips())
-
-    def _files(self) -> Iterator[tuple[str, str, str, str, Path]]:
-        """Yield the files of all chapters in order."""
-        for split in self.splits:
-            for chapter in sorted((self.root / split).glob("*/*"), key=lambda path: (path.parent.name, path.name)):
-                for file in sorted(chapter.iterdir()) if chapter.is_dir() else ():
-                    if _is_chapter_file(file.name):
-                        yield split, chapter.parent.name, chapter.name, file.name, file
-
-
-class LibriSpeechArchives(ClipSource):
-    """
-    Archives of such trees, one after the other. Without names of splits all are read.
-
-    Those among them that are published have been verified.
-    """
-
-    def __init__(
-        self, paths: Sequence[Path], splits: Sequence[str], letter_case: str, published: Mapping[str, PublishedArchive]
-    ):
-        self.paths, self.splits, self.letter_case = list(paths), list(splits), letter_case
-        stems = {path: _stem(path) for path in paths}
-        wanted = self.splits or stems.values()
-        self.verified = {path: published[one] for path, one in stems.items() if one in wanted and one in published}
-        self.name = f"LibriSpeech in {', '.join(path.name for path in paths)}"
-        self.identity = {
-            "corpus": "librispeech",
-            "archives": [self._fingerprint(path) for path in paths],
-            "splits": self.splits,
-            "letter_case": letter_case,
-        }
-
-    def _fingerprint(self, path: Path) -> dict[str, Any]:
-        if path in self.verified:
-            return {"name": path.name, "md5": self.verified[path].md5}
-        status = path.stat()
-        return {"path": str(path.absolute()), "bytes": status.st_size, "modified_ns": status.st_mtime_ns}
-
-    def count(self) -> int | None:
-        """Return how many clips published archives hold; None if one is the user's own."""
-        is_known = all(path in self.verified for path in self.paths)
-        return sum(row.clips for row in self.verified.values()) if is_known else None
-
-    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
-        """
-        Yield all clips from the `start`-th on, recordings as bytes; one chapter is held at a time.
-
-        CorpusError is raised where an archive is damaged, hostile or lacks a split.
-        """
-        found: set[str] = set()
-        for path in self.paths:
-            if path in self.verified and start >= self.verified[path].clips:
-                start -= self.verified[path].clips
-                found.update(self.splits or [path.name])  # they were there when it was read
-                continue
-            for clip in _clips_of(self._files(path, found), self.letter_case):
-                if start:
-                    start -= 1
-                else:
-                    yield clip
-        missing = [split for split in self.splits if split not in found]
-        if missing or not found:
-            wanted = f"no split {missing[0]!r}" if missing else f"no LibriSpeech tree; expected {LAYOUT}"
-            there = f"; found {', '.join(sorted(found))}" if found else ""
-            raise CorpusError(f"{self.name}: there is {wanted}{there}.")
-
-    def _files(self, path: Path, found: set[str]) -> Iterator[ChapterFile]:
-        """Yield an archive's files of the wanted splits; add all splits to `found`."""
-
-        def place(name: str) -> list[str]:
-            """Return split, speaker, chapter and file name of a member; nothing if it is not wanted."""
-            parts = [part for part in name.split("/") if part not in ("", ".")][-LEVELS:]
-            if len(parts) < LEVELS or not _is_chapter_file(parts[-1]):
-                return []
-            found.add(parts[0])
-            return parts if not self.splits or parts[0] in self.splits else []
-
-        for member, data in archive_members(path, lambda name: bool(place(name))):
-            split, speaker, chapter, file = place(member)
-            yield split, speaker, chapter, file, data
-
-
-# ------------------------------------------------------------------------------------------------------------ archives
+        return sorted(clips, key=lambda clip: clip.id)
 
 
 class ArchiveError(CorpusError):
     """An archive that cannot be read to its end, or must not be; the message names it and the member."""
 
 
-def archive_members(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+def unpack(path: Path, folder: Path, progress: bool = True) -> None:
     """
-    Yield name and bytes of the files in a tar or tar.gz archive that are wanted, in the archive's own order.
+    Unpack the chapters of a tar or tar.gz archive to a folder of splits, which appears whole; nothing if it is there.
 
-    Raises:
-        ArchiveError: it is no archive, is damaged or cut off, or holds what must not be unpacked, by the rules of
-            `tarfile.data_filter` (absolute paths and those with `..`, links out of it, devices), or a huge file. What
-            came before was good.
+    ArchiveError is raised if it is damaged, or holds a huge file or what `tarfile.data_filter` refuses: paths and links
+    that lead out of it, devices.
     """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")), naming_the_disk(folder):
+        if folder.exists():
+            return
+        for left in folder.parent.glob(f".{folder.name}.partial-*"):  # by a run that was killed
+            shutil.rmtree(left)
+        with appearing_whole(folder) as partial:
+            _extract(path, partial, progress)
+
+
+def _extract(path: Path, folder: Path, progress: bool) -> None:
     last = ""
+    shown = {"desc": f"Unpacking {path.name}", "total": path.stat().st_size, "leave": False, "disable": not progress}
     try:
-        with open(path, "rb") as file:
-            is_gzip = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if is_gzip else open(path, "rb") as stream:
+        with open(path, "rb") as file, tqdm.wrapattr(file, "read", **shown) as counted:
+            is_gzip = file.peek(2)[:2] == b"\x1f\x8b"
+            stream = gzip.GzipFile(fileobj=counted) if is_gzip else counted
             with tarfile.open(fileobj=stream, mode="r|", errors="surrogateescape") as tar:
-                for member in tar:
+                for member in interruptible(tar):
                     last = member.name
                     tarfile.data_filter(member, ".")
-                    if member.issparse() or (wanted(last) and member.size > MAX_MEMBER_BYTES):
+                    parts = posixpath.normpath(last).split("/")[-LEVELS:]  # without "..", which might lead out
+                    is_wanted = member.isfile() and len(parts) == LEVELS and _is_chapter_file(parts[-1])
+                    if member.issparse() or (is_wanted and member.size > MAX_MEMBER_BYTES):
                         raise tarfile.FilterError(f"it is sparse, or larger than {MAX_MEMBER_BYTES} bytes")
-                    if member.isfile() and wanted(last):
-                        content = tar.extractfile(member)
-                        yield last, content.read() if content else b""
+                    content = tar.extractfile(member) if is_wanted else None
+                    if content is not None:
+                        target = folder.joinpath(*parts)
+                        target.parent.mkdir(parents=True, exist_ok=True)
+                        target.write_bytes(content.read())
                     tar.members = []  # type: ignore[attr-defined]  # or it would keep a record of every member
             while stream.read(BLOCK_BYTES):  # up to the checksum of gzip
                 pass
     except tarfile.FilterError as error:
         raise ArchiveError(f"Archive {path} is refused at member {last!r}: {error}.") from error
-    except (tarfile.TarError, zlib.error, OSError, EOFError, ValueError, RecursionError) as error:
+    except (tarfile.TarError, zlib.error, gzip.BadGzipFile, EOFError, ValueError, RecursionError) as error:
         where = f"at member {last!r}" if last else "at its start"
         raise ArchiveError(f"Archive {path} is damaged {where}: {error}; delete it and download it again.") from error

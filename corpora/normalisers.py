@@ -7,7 +7,7 @@ from functools import lru_cache
 from transformers.models.whisper.english_normalizer import BasicTextNormalizer, EnglishTextNormalizer
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
-#: What English is called: by BCP 47, by ISO 639-3.
+#: Codes of English by BCP 47 and by ISO 639-3.
 ENGLISH = frozenset({"en", "eng"})
 #: Languages that put no spaces between words, as BCP 47 and ISO 639-3 call them.
 LANGUAGES_WITHOUT_SPACES = frozenset(
@@ -26,7 +26,7 @@ def normalize_english(text: str) -> str:
     return _normalizer()(text)
 
 
-#: What makes texts alike before their words are compared, by name: Whisper's normaliser for English; its own for any
+#: Functions that make texts alike before their words are compared, by name: Whisper's normaliser for English; its own for any
 #: language that puts spaces between words (lower case, no punctuation); the same with every character a word of its
 #: own, for languages that put none, so that word error is character error; nothing.
 NORMALISERS: dict[str, Callable[[str], str]] = {

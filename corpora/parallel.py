@@ -31,13 +31,10 @@ def in_order(
     waiting_per_worker: int,
 ) -> Iterator[tuple[Place, Result]]:
     """
-    Call a function of each argument, and yield the results in the order of the work; raise CorpusError if a process died.
+    Yield what a function makes of each argument, in the order of the work; raise CorpusError if a process died.
 
-    Args:
-        function: Of a module that imports little, since it is imported once more, before the processes are forked.
-        work: Arguments, each with something that stays in this process and comes back with the result.
-        workers: Processes; 1 works in this one.
-        waiting_per_worker: Arguments under way at once, for each process.
+    Each argument in `work` comes with something that stays in this process. The function's module is imported before the
+    processes are forked. One worker is this process; each other has so many arguments waiting.
     """
     if workers == 1:
         for place, argument in work:

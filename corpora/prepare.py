@@ -24,7 +24,7 @@ from .clips import STATE_FOLDER, ClipSource, CorpusError
 from .examples import ExamplesError
 from .preparing import PrepareArguments, Prepared, prepare
 from .respond import SelfInstructArguments, self_instructed
-from .tasks import Task, tasks_named
+from .tasks import Task, known_tasks
 from .word_error import WordErrorArguments, WordErrorFilter
 
 ADVICE = (
@@ -90,10 +90,9 @@ def _check_output(source: ClipSource, output: Path) -> None:
 
 def choose_tasks(own: Sequence[Task | str], names: Sequence[str] | None) -> list[Task]:
     """Return the tasks of these names, in the corpus' own wordings where it has some; without names all of its own."""
-    tasks = {task.name: task for one in own for task in ([one] if isinstance(one, Task) else tasks_named([one]))}
-    if names is None:
-        return list(tasks.values())
-    return [tasks.get(name) or tasks_named([name])[0] for name in dict.fromkeys(names)]
+    known = known_tasks()
+    tasks = {task.name: task for task in (one if isinstance(one, Task) else known[one] for one in own)}
+    return [tasks.get(name) or known[name] for name in dict.fromkeys(tasks if names is None else names)]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -150,8 +150,7 @@ def examples_name(split: str, splits: Sequence[str], ending: str) -> str:
 
 def dataset_card(splits: Sequence[str], contents: str) -> str:
     """
-    Return the card by which `load_dataset` finds each split's files; hyphens in names, which it does not take, become
-    dots.
+    Return the card by which `load_dataset` finds each split's files; hyphens, which it does not take, become dots.
 
     `contents` changes whenever a file does, since `datasets` caches a folder by its name and card alone.
     """

@@ -158,13 +158,8 @@ def prepare(
     """
     Prepare a corpus: audio files, examples, the table of all clips, checksums and a manifest.
 
-    Args:
-        source: The corpus.
-        output: Folder to write to; nothing outside it is touched. An interrupted run goes on in it.
-        tasks: What is asked about clips; each takes part in those whose fields it has.
-        settings: As on the command line; output and tasks in it are not looked at.
-        settle: Completes rows of the table of all clips before they are filtered.
-        is_kept: Which rows become examples; all by default.
+    An interrupted run goes on in its output folder; nothing outside is touched. A clip takes part in the tasks whose fields
+    it has. `settle` completes rows of the table of all clips; those that `is_kept` become examples.
 
     Raises:
         CorpusError: the folder holds something else, another process works in it, or no clip can be used.

@@ -46,9 +46,6 @@ def load_studio_prompts(split: str | None = None) -> datasets.Dataset:
     return datasets.Dataset(InMemoryTable(table), split=datasets.NamedSplit(split) if split else None)
 
 
-# ------------------------------------------------------------------------------------------- as instruction examples
-
-
 def _words(transcript: str) -> list[str]:
     """Return lower-case words without punctuation; apostrophes and hyphens inside a word stay."""
     return re.findall(r"[a-z0-9]+(?:['-][a-z0-9]+)*", transcript.lower())
@@ -65,7 +62,7 @@ class PromptTask:
 
     phrasings: tuple[str, ...]
     answer: Callable[[str], str]
-    weight: int = 1  # how often it is drawn, relative to the other tasks
+    weight: int = 1  # share of draws, relative to the other tasks
     applies: Callable[[str], bool] = _is_plain
 
 

@@ -166,9 +166,6 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
-# ----------------------------------------------------------------------------------------------------- clips with responses
-
-
 @dataclass
 class SelfInstructArguments:
     """Responses written by a language model from the transcripts."""
@@ -197,14 +194,13 @@ class SelfInstructed(ClipSource):
     The clips of another source, each with a `response` to its transcript.
 
     `response_cut` says whether a response ended at its last whole sentence because it reached the token limit. A clip
-    without a transcript, or whose response cannot be used, becomes a [`BadClip`]. `cut` and `refused` count both.
+    without a transcript, or whose response cannot be used, becomes a [`BadClip`].
     """
 
     tasks = ("respond",)
 
     def __init__(self, source: ClipSource, responder: Responder):
         self.source, self.responder = source, responder
-        self.cut = self.refused = 0
         self.name = source.name
         self.identity: dict[str, Any] = {"source": source.identity, "responses": responder.identity}
 
@@ -222,11 +218,8 @@ class SelfInstructed(ClipSource):
         with tqdm(total=self.count(), initial=first, desc=title, unit="clip", disable=None) as bar:
             while window := list(itertools.islice(clips, size)):
                 done = list(self._respond(window))
-                bar.set_postfix_str(
-                    f"{self.responder.journal.made} written, {self.responder.journal.recalled} known, {self.cut} cut, "
-                    f"{self.refused} refused",
-                    refresh=False,
-                )
+                journal = self.responder.journal
+                bar.set_postfix_str(f"{journal.made} written, {journal.recalled} known", refresh=False)
                 bar.update(len(window))
                 yield from done[max(0, start - first) :]
                 first += len(window)
@@ -244,10 +237,8 @@ class SelfInstructed(ClipSource):
                 continue
             response = responses[one.text.strip()]
             if response.problem is not None:
-                self.refused += 1
                 yield BadClip(one.id, f"no response: {response.problem}", one.split)
             else:
-                self.cut += response.cut
                 added: dict[str, FieldValue] = {"response": response.text, "response_cut": response.cut}
                 yield dataclasses.replace(one, fields={**one.fields, **added})
 

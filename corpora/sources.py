@@ -170,11 +170,7 @@ def load_table(source: Source, streaming: bool) -> Any:
 
 
 def read_sources(data_paths: str | Sequence[str], audio_dir: str | os.PathLike[str] | None = None) -> list[Examples]:
-    """
-    Open and check the sources that values of --data_path name; the caller raises or reports the `problems` of each.
-
-    Raises as [`parse_source`] and [`Examples`].
-    """
+    """Open and check the sources that values of --data_path name; `problems` of each are the caller's to report."""
     sources = [parse_source(path) for path in ([data_paths] if isinstance(data_paths, str) else data_paths)]
     return [Examples(source, audio_dir) for source in sources]
 

@@ -7,10 +7,9 @@ A text is spoken when its clip is written, by the process that writes it. Its vo
 its place in the file and the text, so that every run gives the same recordings.
 """
 
-import itertools
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,9 @@ from .dataset_places import FILE_BUILDERS, Place, open_split
 from .values import check_at_least
 from .voices import (
     DEFAULT_TIMEOUT_SECONDS,
+    CommandEngine,
     SpokenText,
+    Voice,
     command_voices,
     default_voices,
     plain,
@@ -59,9 +60,8 @@ class SynthesizeArguments:
     )
     voices: list[str] | None = option(
         None,
-        "Voices of espeak-ng, flite, hibari and kokoro: espeak-ng:en-us+f3 flite:slt hibari kokoro:mixed. Default: "
-        "good English ones of what is installed, kokoro apart. AUDIOLLM_KOKORO_VOICES names a folder of further voices "
-        "for kokoro. With --tts_command: what {voice} stands for.",
+        "Voices of espeak-ng, flite and hibari: espeak-ng:en-us+f3 flite:slt hibari. Default: good English ones of what "
+        "is installed. With --tts_command: what {voice} stands for.",
     )
     voices_per_text: int = option(1, "Number of different voices that speak each text.")
     tts_command: str | None = option(
@@ -153,7 +153,9 @@ class Synthesized(ClipSource):
             found = command_voices(options.tts_command, options.voices or (), options.tts_timeout)
         else:
             found = [voice_named(name) for name in options.voices] if options.voices else default_voices()
-            found = [voice.with_timeout(options.tts_timeout) for voice in found]
+            for index, voice in enumerate(found):
+                if isinstance(voice.engine, CommandEngine):
+                    found[index] = Voice(replace(voice.engine, timeout_seconds=options.tts_timeout), voice.name)
         self.voices = list({str(voice): voice for voice in found}.values())
         names = ", ".join(map(str, self.voices))
         if options.voices_per_text > len(self.voices):
@@ -175,14 +177,13 @@ class Synthesized(ClipSource):
             place = Place(str(self.path), "file", str(self.path.absolute()))
             yield from open_split(place, DEFAULT_SPLIT, streaming=True)[0]
 
-    def clips(self, start: int = 0) -> Iterator[Clip | BadClip]:
+    def every(self) -> Iterator[Clip | BadClip]:
         """Yield each text in its voices; nothing is spoken before a clip's recording is loaded."""
-        every = (clip for number, row in enumerate(self._rows()) for clip in self._spoken(number, row))
-        return itertools.islice(every, start, None)
+        return (clip for number, row in enumerate(self._rows()) for clip in self._spoken(number, row))
 
-    def count(self) -> int | None:
-        """Return how many clips and bad ones there are."""
-        return sum(1 for _ in self.clips())
+    def count(self) -> int:
+        """Return how many there are."""
+        return sum(1 for _ in self.every())
 
     def _spoken(self, place: int, row: Mapping[str, Any]) -> Iterator[Clip | BadClip]:
         number, wanted, split = f"{place:0{ROW_DIGITS}d}", self.arguments.voices_per_text, self.arguments.split

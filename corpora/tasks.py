@@ -2,7 +2,7 @@
 
 import hashlib
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -57,12 +57,3 @@ def known_tasks() -> dict[str, Task]:
     """Return the tasks that ship with the package, by name."""
     table = yaml.safe_load(TASKS_FILE.read_text(encoding="utf-8"))
     return {name: Task(name, entry["response"], tuple(entry["prompts"])) for name, entry in table.items()}
-
-
-def tasks_named(names: Sequence[str]) -> list[Task]:
-    """Return tasks by their names; raise ValueError if there is none of a name."""
-    known = known_tasks()
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"There is no task {unknown[0]!r}; expected some of {', '.join(known)}.")
-    return [known[name] for name in dict.fromkeys(names)]

@@ -1,9 +1,4 @@
-"""
-Texts that a model has made, kept in one file that only grows.
-
-Each is found by the sha256 of its source and the settings it was made with, so that an interrupted pass goes on where it
-was, and a text made with other settings is never taken.
-"""
+"""Texts that a model has made, kept in one file that only grows, by the sha256 of the source and the model's settings."""
 
 import json
 import os

@@ -7,23 +7,11 @@ import json
 from pathlib import Path
 
 import datasets
-import pyarrow as pa
 import soundfile
-from datasets.table import InMemoryTable
 
 UNSEEN_FOLDER = Path(__file__).parent / "unseen_speech"
 CLIPS_FILE = UNSEEN_FOLDER / "clips.json"
 SOURCES = ("cards", "librivox")
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "audio": datasets.Audio(decode=False),
-        "text": datasets.Value("string"),
-        "duration_s": datasets.Value("float64"),
-        "source": datasets.Value("string"),
-        "speaker": datasets.Value("string"),
-    }
-)
 
 
 def load_unseen_speech(source: str | None = None) -> datasets.Dataset:
@@ -39,8 +27,8 @@ def load_unseen_speech(source: str | None = None) -> datasets.Dataset:
     for clip in json.loads(CLIPS_FILE.read_text(encoding="utf-8")):
         if source is None or clip["source"] == source:
             path = UNSEEN_FOLDER / clip["file"]
-            row = {name: clip[name] for name in ("id", "text", "source", "speaker")}
-            audio = {"bytes": path.read_bytes(), "path": path.name}
-            rows.append({**row, "audio": audio, "duration_s": soundfile.info(path).duration})
-    table = pa.Table.from_pylist(rows, schema=FEATURES.arrow_schema)
-    return datasets.Dataset(InMemoryTable(table), split=datasets.Split.TEST)
+            row = {"id": clip["id"], "audio": {"bytes": path.read_bytes(), "path": path.name}, "text": clip["text"]}
+            row |= {"duration_s": soundfile.info(path).duration, "source": clip["source"], "speaker": clip["speaker"]}
+            rows.append(row)
+    table = datasets.Dataset.from_list(rows, split=datasets.Split.TEST)
+    return table.cast_column("audio", datasets.Audio(decode=False))

@@ -34,7 +34,7 @@ NAMED_FILE = re.compile(r"(\w[\w.-]*)=(.+)", re.DOTALL)
 #: Raised when a field of the report changes its name or meaning.
 REPORT_VERSION = 1
 HOURS_DIGITS = 6
-#: What the report says of each file, besides name and hours.
+#: Figures of each file in the report, besides name and hours.
 REPORTED = ("split", "judged", "rows", "recordings", "transcripts", "not_compared")
 
 

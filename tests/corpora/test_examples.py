@@ -42,54 +42,48 @@ def test_one_path_a_list_of_paths_and_no_audio_are_all_read(folder: Path) -> Non
         {"text": "And 3 + 3?", "audio_paths": [], "response": "6"},
     ]
     examples = read_examples(save(folder, rows))
-    assert [example.text for example in examples] == [row["text"] for row in rows]
-    assert [example.response for example in examples] == [row["response"] for row in rows]
-    assert [example.index for example in examples] == [0, 1, 2, 3]
-    assert [example.audio_paths for example in examples] == [
-        (str(folder / "a.wav"),),
-        (str(folder / "b.wav"), str(folder / "deeper/c.wav")),
-        (),
-        (),
+    paths = [["a.wav"], ["b.wav", "deeper/c.wav"], [], []]
+    assert examples == [
+        Example(row["text"], tuple(str(folder / path) for path in paths[index]), row["response"], index)
+        for index, row in enumerate(rows)
     ]
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"audio_paths": "a.wav", "response": "x"}, "field 'text' is missing"),
-        ({"text": "<audio>", "audio_paths": "a.wav"}, "field 'response' is missing"),
-        (GOOD | {"audio": "a.wav"}, "unknown field 'audio'"),
-        (GOOD | {"response": None}, "'response' must be a string, found null"),
-        (GOOD | {"response": " \n"}, "'response' is empty"),
-        (GOOD | {"text": ""}, "'text' is empty"),
-        (GOOD | {"audio_paths": {"path": "a.wav"}}, "must be a string or a list of strings, found an object"),
-        (GOOD | {"audio_paths": [7]}, "must hold strings, found a number: 7"),
-        (GOOD | {"audio_paths": ["a.wav", "b.wav"]}, "'text' has 1 <audio> for 2 recordings"),
-        ({"text": "<audio>", "response": "x"}, "'text' has 1 <audio> for 0 recordings"),
-        (GOOD | {"audio_paths": "missing.wav"}, "audio file 'missing.wav' does not exist"),
-        (GOOD | {"audio_paths": "deeper"}, "is a folder"),
-        ("<audio>", "expected an object with 'text', 'audio_paths', 'response', found a string"),
-    ],
-)
-def test_a_bad_row_is_refused_by_index_and_reason_and_all_are_at_once(folder: Path, row: object, reason: str) -> None:
-    found = problems(save(folder, [GOOD, row, 5]))
-    assert any(where == "row 1" and reason in what for where, what in found) and found[-1][0] == "row 2", found
+BAD_ROWS = [
+    ({"audio_paths": "a.wav", "response": "x"}, "field 'text' is missing"),
+    ({"text": "<audio>", "audio_paths": "a.wav"}, "field 'response' is missing"),
+    (GOOD | {"audio": "a.wav"}, "unknown field 'audio'"),
+    (GOOD | {"response": None}, "'response' must be a string, found null"),
+    (GOOD | {"response": " \n"}, "'response' is empty"),
+    (GOOD | {"text": ""}, "'text' is empty"),
+    (GOOD | {"audio_paths": {"path": "a.wav"}}, "must be a string or a list of strings, found an object"),
+    (GOOD | {"audio_paths": [7]}, "must hold strings, found a number: 7"),
+    (GOOD | {"audio_paths": ["a.wav", "b.wav"]}, "'text' has 1 <audio> for 2 recordings"),
+    ({"text": "<audio>", "response": "x"}, "'text' has 1 <audio> for 0 recordings"),
+    (GOOD | {"audio_paths": "missing.wav"}, "audio file 'missing.wav' does not exist"),
+    (GOOD | {"audio_paths": "deeper"}, "is a folder"),
+    ("<audio>", "expected an object with 'text', 'audio_paths', 'response', found a string"),
+]
 
 
-@pytest.mark.parametrize(
-    ("content", "reason"),
-    [
+def test_bad_rows_are_refused_by_index_and_reason_all_at_once(folder: Path) -> None:
+    found = problems(save(folder, [GOOD, *(row for row, _ in BAD_ROWS), GOOD]))
+    for number, (_, reason) in enumerate(BAD_ROWS, start=1):
+        assert any(where == f"row {number}" and reason in what for where, what in found), found
+    assert {where for where, _ in found} == {f"row {number + 1}" for number in range(len(BAD_ROWS))}
+
+
+def test_what_is_not_a_json_list_is_refused(folder: Path) -> None:
+    for content, reason in (
         (b"{}", "expected a JSON list of examples, found an object"),
         (b'[\n  {"text": "a",,}\n]', "line 2, column 16"),
         (b'[{"text": "caf\xe9"}]', "is not UTF-8 text: invalid continuation byte at byte 14"),
         (b'{"text": "a"}\n{"text": "b"}', "*.jsonl"),
         (b'[{"text": "a", "text": "b", "response": "c"}]', "'text' is given more than once"),
-    ],
-)
-def test_what_is_not_a_json_list_is_refused(folder: Path, content: bytes, reason: str) -> None:
-    (folder / "examples.json").write_bytes(content)
-    [(_, found)] = problems(folder / "examples.json")
-    assert reason in found
+    ):
+        (folder / "examples.json").write_bytes(content)
+        [(_, found)] = problems(folder / "examples.json")
+        assert reason in found
 
 
 def test_json_lines_are_read_and_reported_by_line_number(folder: Path) -> None:

@@ -19,13 +19,11 @@ from audiollm.processing.audio import AudioError, load_waveform
 
 RATE_HZ = 16_000
 TRANSCRIBE = "Transcribe the audio: <audio>"
-#: Places of a 44-byte WAV header.
-WAV_FILE_SIZE, WAV_DATA_SIZE = slice(4, 8), slice(40, 44)
-#: Where a FLAC's header has the low 32 of its 36 bits of length in samples.
-FLAC_LENGTH = slice(22, 26)
-TEN_HOURS_S = 36_000
-
 Row = dict[str, Any]
+
+
+def row_of(name: str, response: str, text: str = TRANSCRIBE) -> Row:
+    return {"text": text, "audio_paths": name, "response": response}
 
 
 class Bench:
@@ -47,17 +45,10 @@ class Bench:
         soundfile.write(self.audio / name, waveform, rate, subtype=subtype)
         return name
 
-    def row(self, name: str | list[str], response: str, text: str = TRANSCRIBE) -> Row:
-        return {"text": text, "audio_paths": name, "response": response}
-
     def good(self, name: str) -> Row:
         """A row with nothing wrong with it."""
         waveform, text = self.speech()
-        return self.row(self.write(name, waveform), text)
-
-
-def with_bytes(place: slice, value: bytes) -> Callable[[bytes], bytes]:
-    return lambda data: data[: place.start] + value + data[place.stop :]
+        return row_of(self.write(name, waveform), text)
 
 
 def spoiled(
@@ -67,48 +58,31 @@ def spoiled(
 
     def plant(bench: Bench) -> list[Row]:
         waveform, text = bench.speech()
-        return [bench.row(bench.write(name, change(waveform), **options), say(text))]
+        return [row_of(bench.write(name, change(waveform), **options), say(text))]
 
     return plant
 
 
-def not_a_file(bench: Bench) -> list[Row]:
-    (bench.audio / "folder.wav").mkdir()
-    return [bench.row("folder.wav", "hello")]
+def damaged(name: str, damage: Callable[[Path], Any]) -> Callable[[Bench], list[Row]]:
+    """Plants a good recording whose file is damaged afterwards."""
 
+    def plant(bench: Bench) -> list[Row]:
+        row = bench.good(name)
+        damage(bench.audio / name)
+        return [row]
 
-def outside_audio_dir(bench: Bench) -> list[Row]:
-    row = bench.good("outside.wav")
-    os.rename(bench.audio / "outside.wav", bench.folder / "outside.wav")
-    return [row | {"audio_paths": "../outside.wav"}]
-
-
-def undecodable(bench: Bench) -> list[Row]:
-    (bench.audio / "noise.flac").write_bytes(np.random.default_rng(0).bytes(5_000))
-    return [bench.row("noise.flac", "hello")]
-
-
-def cut_off(bench: Bench) -> list[Row]:
-    row, path = bench.good("cut.wav"), bench.audio / "cut.wav"
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return [row]
-
-
-def conflicting_responses(bench: Bench) -> list[Row]:
-    row = bench.good("conflict.wav")
-    return [row, row | {"text": "What is said in this recording? <audio>", "response": "Something else."}]
+    return plant
 
 
 def duplicate_audio(bench: Bench) -> list[Row]:
     waveform, text = bench.speech()
     names = [bench.write(name, waveform) for name in ("one.wav", "other_name.flac")]
-    return [bench.row(names[0], text), bench.row(names[1], "A woman.", text="Who speaks? <audio>")]
+    return [row_of(names[0], text), row_of(names[1], "A woman.", "Who speaks? <audio>")]
 
 
 def audio_leak(bench: Bench) -> list[Row]:
-    row = bench.good("leak.wav")
-    bench.held_out.append(bench.row("leak.wav", "A woman.", text="Who speaks? <audio>"))
-    return [row]
+    bench.held_out.append(row_of("leak.wav", "A woman.", "Who speaks? <audio>"))
+    return [bench.good("leak.wav")]
 
 
 def transcript_leak(bench: Bench) -> list[Row]:
@@ -122,11 +96,11 @@ PLANTERS: dict[str, Callable[[Bench], list[Row]]] = {
     "malformed_row": lambda bench: [bench.good("malformed.wav") | {"speaker": "Allison"}],
     "audio_count": lambda bench: [bench.good("count.wav") | {"text": "<audio> or <audio>?"}],
     "empty_text": lambda bench: [bench.good("empty_text.wav") | {"response": "  "}],
-    "missing_file": lambda bench: [bench.row("not_there.wav", "hello")],
-    "not_a_file": not_a_file,
-    "outside_audio_dir": outside_audio_dir,
-    "undecodable": undecodable,
-    "cut_off": cut_off,
+    "missing_file": lambda bench: [row_of("not_there.wav", "hello")],
+    "not_a_file": damaged("folder.wav", lambda path: [path.unlink(), path.mkdir()]),
+    "outside_audio_dir": lambda bench: [bench.good("../outside.wav")],
+    "undecodable": damaged("noise.flac", lambda path: path.write_bytes(np.random.default_rng(0).bytes(5_000))),
+    "cut_off": damaged("cut.wav", lambda path: os.truncate(path, path.stat().st_size // 2)),
     "not_finite": spoiled("nan.wav", lambda waveform: np.append(waveform, np.float32("nan")), subtype="FLOAT"),
     "too_short": spoiled("short.wav", lambda waveform: waveform[4_000:5_000], lambda text: "a"),
     "too_long": spoiled("long.flac", lambda waveform: np.tile(waveform, 31), lambda text: 60 * f"{text} "),
@@ -137,7 +111,10 @@ PLANTERS: dict[str, Callable[[Bench], list[Row]]] = {
     "response_is_prompt": lambda bench: [
         bench.good("repeats.wav") | {"text": "<audio> What is this?", "response": "What is this?"}
     ],
-    "conflicting_responses": conflicting_responses,
+    "conflicting_responses": lambda bench: [
+        row := bench.good("conflict.wav"),
+        row | {"text": "What is said in this recording? <audio>", "response": "Something else."},
+    ],
     "duplicate_row": lambda bench: [bench.good("twice.wav")] * 2,
     "duplicate_audio": duplicate_audio,
     "audio_leak": audio_leak,
@@ -193,55 +170,47 @@ def test_nothing_is_found_in_the_studio_prompts(tmp_path: Path) -> None:
     assert found_in(files, tmp_path) == []
 
 
-# ------------------------------------------------------------------------------------------------------- measurements
-
-
-def test_facts_are_those_of_the_samples(tmp_path: Path) -> None:
+def test_facts_are_of_the_samples_and_the_digest_of_the_sound_not_of_the_file(tmp_path: Path) -> None:
     waveform = np.zeros((8_000, 2), np.float32)
     waveform[:, 0] = 0.4 + 0.2 * np.sin(np.arange(8_000) / 10)
     waveform[:80, 1] = 1.0
     soundfile.write(tmp_path / "a.wav", waveform, 22_050, subtype="FLOAT")
-    facts = measure(str(tmp_path / "a.wav"), 10.0)
-    mono = waveform.mean(axis=1)
-    assert (facts.fault, facts.seconds) == ("", 8_000 / 22_050)
-    assert facts.offset == pytest.approx(mono.mean())
-    assert facts.rms == pytest.approx(np.sqrt((mono**2).mean())) and facts.clipped_share == 80 / 16_000
+    facts, mono = measure(str(tmp_path / "a.wav"), 10.0), waveform.mean(axis=1)
+    assert (facts.fault, facts.seconds, facts.clipped_share) == ("", 8_000 / 22_050, 80 / 16_000)
+    assert (facts.offset, facts.rms) == pytest.approx((mono.mean(), np.sqrt((mono**2).mean())))
     assert level_dbfs(facts) == pytest.approx(20 * np.log10(mono.std()), abs=0.01)
-
-
-def test_digest_is_of_the_sound_not_of_the_file(tmp_path: Path) -> None:
-    waveform = Bench(tmp_path).speech()[0]
-    soundfile.write(tmp_path / "a.wav", waveform, RATE_HZ, subtype="PCM_16")
-    soundfile.write(tmp_path / "a.flac", waveform, RATE_HZ, subtype="PCM_16")
-    soundfile.write(tmp_path / "b.wav", np.roll(waveform, 1), RATE_HZ, subtype="PCM_16")
-    soundfile.write(tmp_path / "rate.wav", waveform, 8_000, subtype="PCM_16")
-    digests = [measure(str(tmp_path / name), 10.0).digest for name in ("a.wav", "a.flac", "b.wav", "rate.wav")]
+    speech = Bench(tmp_path).speech()[0]
+    for name, sound, rate in (("a.wav", speech, RATE_HZ), ("a.flac", speech, RATE_HZ), ("b.wav", np.roll(speech, 1), RATE_HZ), ("c.wav", speech, 8_000)):  # fmt: skip
+        soundfile.write(tmp_path / name, sound, rate, subtype="PCM_16")
+    digests = [measure(str(tmp_path / name), 10.0).digest for name in ("a.wav", "a.flac", "b.wav", "c.wav")]
     assert digests[0] == digests[1] and len(set(digests)) == 3
     assert measure({"bytes": (tmp_path / "a.flac").read_bytes()}, 10.0).digest == digests[0]
 
 
-def claims_ten_hours_wav(data: bytes) -> bytes:
-    size = struct.pack("<I", TEN_HOURS_S * RATE_HZ * 2)
-    return with_bytes(WAV_DATA_SIZE, size)(with_bytes(WAV_FILE_SIZE, size)(data))
+def with_bytes(data: bytes, *places: tuple[slice, bytes]) -> bytes:
+    for place, value in places:
+        data = data[: place.start] + value + data[place.stop :]
+    return data
 
 
-def claims_ten_hours_flac(data: bytes) -> bytes:
-    return with_bytes(FLAC_LENGTH, struct.pack(">I", TEN_HOURS_S * RATE_HZ))(data)
-
-
+#: Ten hours, in a WAV's two sizes, and in the low 32 of the 36 bits that a FLAC has for its length in samples.
+TEN_HOURS_S = 36_000
+WAV_SIZE = struct.pack("<I", TEN_HOURS_S * RATE_HZ * 2)
+WAV_SIZES = ((slice(4, 8), WAV_SIZE), (slice(40, 44), WAV_SIZE))
+FLAC_LENGTH = (slice(22, 26), struct.pack(">I", TEN_HOURS_S * RATE_HZ))
 #: Format of the file that is spoiled, how, and what it is then. libsndfile does not tell a FLAC that is cut off from one
 #: that is corrupt.
 HOSTILE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "zero bytes": ("wav", lambda data: b"", "undecodable"),
     "a header alone": ("wav", lambda data: data[:44], "cut_off"),
-    "a wav that claims ten hours": ("wav", claims_ten_hours_wav, "cut_off"),
-    "a flac that claims ten hours": ("flac", claims_ten_hours_flac, "cut_off"),
+    "a wav that claims ten hours": ("wav", lambda data: with_bytes(data, *WAV_SIZES), "cut_off"),
+    "a flac that claims ten hours": ("flac", lambda data: with_bytes(data, FLAC_LENGTH), "cut_off"),
     "half a flac": ("flac", lambda data: data[: len(data) // 2], "undecodable"),
     "most of an ogg": ("ogg", lambda data: data[: len(data) * 9 // 10], "cut_off"),
 }
 
 
-def test_hostile_files_are_named(tmp_path: Path) -> None:
+def test_hostile_files_are_named_and_read_no_further_than_needed(tmp_path: Path) -> None:
     waveform = Bench(tmp_path).speech()[0]
     for what, (ending, change, fault) in HOSTILE.items():
         name = f"{what} 録音 ‏قول \U0001f399.{ending}"
@@ -252,11 +221,7 @@ def test_hostile_files_are_named(tmp_path: Path) -> None:
         if fault != "cut_off":  # training reads what is there
             with pytest.raises(AudioError):
                 load_waveform(tmp_path / name)
-
-
-def test_ten_hours_are_read_no_further_than_needed(tmp_path: Path) -> None:
-    name = Bench(tmp_path).good("a.wav")["audio_paths"]
-    (tmp_path / "long.wav").write_bytes(claims_ten_hours_wav((tmp_path / "audio" / name).read_bytes()))
+    (tmp_path / "long.wav").write_bytes(with_bytes((tmp_path / "a.wav").read_bytes(), *WAV_SIZES))
     os.truncate(tmp_path / "long.wav", 44 + TEN_HOURS_S * RATE_HZ * 2)
     facts = measure(str(tmp_path / "long.wav"), 60.0)
     assert (facts.fault, round(facts.seconds), facts.digest) == ("", TEN_HOURS_S, "")
@@ -265,7 +230,7 @@ def test_ten_hours_are_read_no_further_than_needed(tmp_path: Path) -> None:
 def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     os.symlink("/dev/zero", tmp_path / "zero.wav")
-    (tmp_path / "data.json").write_text(json.dumps([Bench.row(None, name, "a") for name in ("pipe.wav", "zero.wav")]))
+    (tmp_path / "data.json").write_text(json.dumps([row_of(name, "a") for name in ("pipe.wav", "zero.wav")]))
     for audio_dir in (tmp_path, None):
         found = found_in([data_file(tmp_path / "data.json")], audio_dir)
         assert found == [(0, 0, "not_a_file"), (0, 1, "not_a_file")]
@@ -281,8 +246,7 @@ def test_a_container_that_libsndfile_does_not_read(tmp_path: Path) -> None:
             frame.sample_rate = RATE_HZ
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    facts = measure(str(tmp_path / "a.m4a"), 600.0)
-    heard = load_waveform(tmp_path / "a.m4a")
+    facts, heard = measure(str(tmp_path / "a.m4a"), 600.0), load_waveform(tmp_path / "a.m4a")
     assert (facts.fault, facts.seconds) == ("", len(heard) / RATE_HZ)
     assert facts.rms == pytest.approx(float(np.sqrt((heard**2).mean())), rel=1e-4)
     (tmp_path / "half.m4a").write_bytes((tmp_path / "a.m4a").read_bytes()[:4_000])
@@ -291,7 +255,7 @@ def test_a_container_that_libsndfile_does_not_read(tmp_path: Path) -> None:
 
 def test_an_mp3_measured_by_blocks_is_what_it_is_read_whole() -> None:
     """Levels of a recording of several blocks, whose samples a decoder spoils that is sought in."""
-    speech = np.concatenate([load_waveform(audio) for audio in load_studio_prompts("train")["audio"][:40]])
+    speech = np.concatenate([load_waveform(audio) for audio in load_studio_prompts("train")[:25]["audio"]])
     buffer = io.BytesIO()
     soundfile.write(buffer, speech, 16_000, format="MP3")
     whole = load_waveform(buffer.getvalue())

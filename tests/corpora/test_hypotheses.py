@@ -1,7 +1,6 @@
 """Transcripts by Whisper: the order, nothing heard twice, nothing lost, and what is refused."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +19,14 @@ from audiollm.corpora.word_error import WordErrorArguments, WordErrorFilter
 from audiollm.processing.audio import AudioError, load_waveform
 from tiny_models import save_talking_whisper
 
-SAMPLING_RATE_HZ = 16_000
+RATE_HZ = 16_000
 SECONDS = (0.9, 0.3, 2.1, 0.6, 1.5, 0.4, 1.2)
 
 
 def save_noise(path: Path, seconds: float, seed: int) -> Path:
     generator = np.random.default_rng(seed)
-    loudness = generator.uniform(0.001, 0.2) * np.abs(
-        np.sin(np.arange(int(seconds * SAMPLING_RATE_HZ)) / 900 / (seed + 1))
-    )
-    soundfile.write(path, loudness * generator.standard_normal(len(loudness)), SAMPLING_RATE_HZ)
+    loudness = generator.uniform(0.001, 0.2) * np.abs(np.sin(np.arange(int(seconds * RATE_HZ)) / 900 / (seed + 1)))
+    soundfile.write(path, loudness * generator.standard_normal(len(loudness)), RATE_HZ)
     return path
 
 
@@ -53,10 +50,6 @@ def expected(whisper, clips) -> list[str]:
     return texts
 
 
-def transcriber(whisper: str, folder: Path, batch_size: int = 2, **options) -> WhisperTranscriber:
-    return WhisperTranscriber(whisper, folder, batch_size=batch_size, **options)
-
-
 def heard(ears: WhisperTranscriber, clips: list[Path]) -> list[str]:
     texts: dict[str, str] = {}
     for batch in ears.transcribe({sha256_of(path): path for path in clips}):
@@ -66,13 +59,6 @@ def heard(ears: WhisperTranscriber, clips: list[Path]) -> list[str]:
 
 def counts(ears: WhisperTranscriber) -> tuple[int, int]:
     return ears.journal.made, ears.journal.recalled
-
-
-def test_transcripts_do_not_depend_on_their_batches(whisper, clips, expected, tmp_path) -> None:
-    for batch_size in (3, 8):
-        assert heard(transcriber(whisper, tmp_path / str(batch_size), batch_size), clips) == expected
-    (text,) = heard(transcriber(whisper, tmp_path), [save_noise(tmp_path / "short.flac", 0.1, 4)])
-    assert len(text) <= SPARE_TOKENS + MAX_TOKENS_PER_SECOND * 0.1, "a loop ends with its clip"
 
 
 def test_rows_that_must_be_heard_are_in_their_order(whisper, clips, expected, tmp_path, monkeypatch) -> None:
@@ -90,62 +76,56 @@ def test_rows_that_must_be_heard_are_in_their_order(whisper, clips, expected, tm
 
 
 def test_a_second_run_hears_nothing_but_what_was_lost(whisper, clips, expected, tmp_path) -> None:
-    first = transcriber(whisper, tmp_path)
-    assert heard(first, clips) == expected and counts(first) == (len(clips), 0)
+    """Whatever the order; a pass that is interrupted goes on with the next batch."""
+    broken = [*clips[:2], tmp_path / "broken.flac", *clips[2:]]
+    broken[2].write_bytes(clips[2].read_bytes()[:-2000])
+    first = WhisperTranscriber(whisper, tmp_path, batch_size=2)
+    with pytest.raises(AudioError, match=r"broken\.flac"):
+        heard(first, broken)
+    assert counts(first) == (2, 0)
+    for batch_size, order, made in ((3, 1, 5), (8, -1, 0)):
+        again = WhisperTranscriber(whisper, tmp_path, batch_size=batch_size)
+        assert heard(again, clips[::order]) == expected[::order] and counts(again) == (made, 7 - made)
     (journal,) = tmp_path.glob("*.jsonl")
-    kept = journal.read_bytes()
-    second = transcriber(whisper, tmp_path)
-    assert heard(second, clips[::-1]) == expected[::-1] and counts(second) == (0, len(clips))
-    assert journal.read_bytes() == kept
-    settings, *lines = [json.loads(line) for line in kept.splitlines()]
+    settings, *lines = [json.loads(line) for line in journal.read_bytes().splitlines()]
     assert settings["made_with"]["model"] == whisper and len(lines) == len(clips)
     for lost_bytes in (1, 30):
         journal.write_bytes(journal.read_bytes()[:-lost_bytes])
-        again = transcriber(whisper, tmp_path)
+        again = WhisperTranscriber(whisper, tmp_path)
         assert heard(again, clips) == expected and again.journal.made == 1
-
-
-def test_an_interrupted_pass_goes_on_with_the_next_batch(whisper, clips, expected, tmp_path) -> None:
-    mine = [Path(shutil.copy(path, tmp_path)) for path in sorted(clips, key=lambda path: path.stat().st_size)]
-    longest = mine[-1].read_bytes()
-    mine[-1].write_bytes(longest[: len(longest) // 2])
-    ears = transcriber(whisper, tmp_path / "journal")
-    with pytest.raises(AudioError, match=r"2\.flac"):
-        heard(ears, mine)
-    assert ears.journal.made == 6
-    mine[-1].write_bytes(longest)
-    again = transcriber(whisper, tmp_path / "journal")
-    assert sorted(heard(again, mine)) == sorted(expected) and counts(again) == (1, 6)
 
 
 def test_what_another_model_heard_is_not_recalled(clips, tmp_path) -> None:
     for seed in (0, 5):  # other weights under the same name
-        ears = transcriber(save_talking_whisper(tmp_path / "whisper", seed=seed), tmp_path)
+        ears = WhisperTranscriber(save_talking_whisper(tmp_path / "whisper", seed=seed), tmp_path)
         heard(ears, clips[:2])
         assert ears.journal.made == 2 and len(list(tmp_path.glob("*.jsonl"))) == 1
 
 
-def test_a_long_recording_is_heard_to_its_end(whisper, tmp_path) -> None:
-    long = save_noise(tmp_path / "long.flac", 61.0, 3)
+def test_recordings_of_any_length_are_heard_to_their_end(whisper, tmp_path) -> None:
+    long, short = save_noise(tmp_path / "long.flac", 61.0, 3), save_noise(tmp_path / "short.flac", 0.1, 4)
     decoder = WhisperDecoder(whisper)
     windows = decoder.windows(load_waveform(long))
-    assert len(windows) >= 3 and max(map(len, windows)) <= 30 * SAMPLING_RATE_HZ
+    assert len(windows) >= 3 and max(map(len, windows)) <= 30 * RATE_HZ
     assert np.array_equal(np.concatenate(windows), load_waveform(long))
     texts = [decoder.hear([[window]], 1)[0] for window in windows]
-    assert heard(transcriber(whisper, tmp_path), [long]) == [" ".join(filter(None, texts))]
+    found, looping = heard(WhisperTranscriber(whisper, tmp_path), [long, short])
+    assert found == " ".join(filter(None, texts))
+    assert len(looping) <= SPARE_TOKENS + MAX_TOKENS_PER_SECOND * 0.1, "a loop ends with its clip"
 
 
 def test_the_language_decides_what_is_heard(whisper, clips, expected, tmp_path) -> None:
-    assert heard(transcriber(whisper, tmp_path / "english", language="English"), clips[:1]) == expected[:1]
+    english = WhisperTranscriber(whisper, tmp_path / "english", language="English")
+    assert heard(english, clips[:1]) == expected[:1]
     with pytest.raises(WhisperModelError, match=r"hears English only.*'fr'"):
-        transcriber(whisper, tmp_path, language="fr")
+        WhisperTranscriber(whisper, tmp_path, language="fr")
     whisper = save_talking_whisper(tmp_path / "multilingual", languages={"en": 10, "fr": 20, "de": 30})
-    languages = ("en", "french", "de", None)
-    texts = {name: tuple(heard(transcriber(whisper, tmp_path, language=name), clips[:2])) for name in languages}
-    assert len(set(texts.values())) >= 3
-    assert tuple(heard(transcriber(whisper, tmp_path, language="fr"), clips[:2])) == texts["french"]
+    languages = ("en", "french", "fr", "de", None)
+    ears = {name: WhisperTranscriber(whisper, tmp_path, language=name) for name in languages}
+    texts = {name: tuple(heard(ears[name], clips[:2])) for name in languages}
+    assert len(set(texts.values())) >= 3 and texts["fr"] == texts["french"]
     with pytest.raises(WhisperModelError, match="language 'klingon'"):
-        transcriber(whisper, tmp_path, language="klingon")
+        WhisperTranscriber(whisper, tmp_path, language="klingon")
 
 
 def test_what_is_no_whisper_is_refused_by_name(tiny_bases, tmp_path, monkeypatch) -> None:
@@ -158,4 +138,4 @@ def test_what_is_no_whisper_is_refused_by_name(tiny_bases, tmp_path, monkeypatch
         (str(tmp_path / "empty"), "empty' cannot be read"),
     ):
         with pytest.raises(WhisperModelError, match=message):
-            transcriber(model, tmp_path)
+            WhisperTranscriber(model, tmp_path)

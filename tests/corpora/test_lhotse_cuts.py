@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.lhotse_cuts import LhotseArguments, open_source
 from audiollm.corpora.prepare import run
 from audiollm.corpora.prompts import load_studio_prompts
 from audiollm.corpora.recordings import AudioSettings, load_clip
+from audiollm.processing import load_waveform
 from made_clips import tone
 
 ANY_LENGTH = AudioSettings(0.0, 60.0)
@@ -24,13 +26,6 @@ def cut_of(lhotse, path: Path, name: str, text: str | None = "words", **supervis
     recording = lhotse.Recording.from_file(path)
     said = lhotse.SupervisionSegment(name, recording.id, 0.0, recording.duration, text=text, **supervision)
     return lhotse.MonoCut(name, 0.0, recording.duration, 0, [said], recording=recording)
-
-
-def test_lhotse_that_is_missing_names_the_extra(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "lhotse", None)
-    (tmp_path / "cuts.jsonl").touch()
-    with pytest.raises(CorpusError, match=r"pip install 'audiollm\[lhotse\]'"):
-        open_source(LhotseArguments(str(tmp_path / "cuts.jsonl")))
 
 
 def test_cuts_become_clips_with_what_is_said_of_them(lhotse, tmp_path: Path) -> None:
@@ -65,32 +60,30 @@ def test_only_audio_files_are_read(lhotse, tmp_path: Path) -> None:
     assert isinstance(good, Clip) and not (tmp_path / "witness").exists()
 
 
-def test_other_files_are_refused(lhotse, tmp_path: Path) -> None:
+def test_other_files_and_a_missing_lhotse_are_named(lhotse, tmp_path: Path, monkeypatch) -> None:
     for name, content in (("empty.jsonl", ""), ("other.jsonl", '{"a": 1}\n'), ("text.jsonl", "hello\n")):
         (tmp_path / name).write_text(content)
         with pytest.raises(CorpusError, match=name):
             open_source(LhotseArguments(str(tmp_path / name)))
     with pytest.raises(CorpusError, match="no such file"):
         open_source(LhotseArguments(str(tmp_path / "none.jsonl")))
+    monkeypatch.setitem(sys.modules, "lhotse", None)
+    with pytest.raises(CorpusError, match=r"pip install 'audiollm\[lhotse\]'"):
+        open_source(LhotseArguments(str(tmp_path / "text.jsonl")))
 
 
 def test_a_kaldi_folder_is_prepared_by_way_of_lhotse(lhotse, tmp_path: Path, monkeypatch) -> None:
     """Relative paths of a manifest start where it lies; real speech comes out as it went in."""
     row = load_studio_prompts("test")[0]
-    import io
-
-    import soundfile
-
-    waveform, rate = soundfile.read(io.BytesIO(row["audio"]["bytes"]), dtype="float32")
+    waveform = load_waveform(row["audio"])
     (tmp_path / "data").mkdir()
-    soundfile.write(tmp_path / "data" / "u1.wav", waveform, rate, subtype="FLOAT")
-    (tmp_path / "data" / "wav.scp").write_text("u1 data/u1.wav\n")
-    (tmp_path / "data" / "text").write_text(f"u1 {row['text']}\n")
-    (tmp_path / "data" / "utt2spk").write_text("u1 ann\n")
+    soundfile.write(tmp_path / "data" / "u1.wav", waveform, 16_000, subtype="FLOAT")
+    for name, said in (("wav.scp", "data/u1.wav"), ("text", row["text"]), ("utt2spk", "ann")):
+        (tmp_path / "data" / name).write_text(f"u1 {said}\n")
     monkeypatch.chdir(tmp_path)
     recordings, supervisions, _ = lhotse.kaldi.load_kaldi_data_dir("data", sampling_rate=16_000)
     cuts = lhotse.CutSet.from_manifests(recordings=recordings, supervisions=supervisions)
     cuts.trim_to_supervisions().to_file("cuts.jsonl.gz")
     run("lhotse", ["cuts.jsonl.gz", "--output", "out", "--workers", "1"])
     (heard,) = (tmp_path / "out" / "audio").rglob("*.flac")
-    assert np.abs(soundfile.read(heard, dtype="float32")[0] - waveform).max() < 1e-4
+    assert np.abs(load_waveform(heard) - waveform).max() < 1e-4

@@ -22,9 +22,9 @@ from small_corpus import contents
 from small_disk import mounted
 
 CLIPS = 40
-KILLS = 4
+KILLS = 3
 PATIENCE_SECONDS = 600
-#: How long what a command has started may outlive it.
+#: Time that processes of a command may outlive it.
 ORPHAN_SECONDS = 10
 GOES_ON = "the same command goes on"
 #: Most that more clips may add to a process' memory, once the smaller corpus fills a row group of 1000 as well.
@@ -74,21 +74,6 @@ class Command:
         return self.process.exitcode
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-
-
-def recordings_in(folder: Path, clips: int = CLIPS) -> Path:
-    """Write recordings with their transcripts beside them, and return their folder."""
-    folder.mkdir(exist_ok=True)
-    for number, row in enumerate(load_studio_prompts("train").select(range(clips))):
-        file = folder / f"{number:03}.ogg"
-        file.write_bytes(row["audio"]["bytes"])
-        file.with_suffix(".txt").write_text(row["text"])
-    return folder
-
-
 def line_of(folder: Path, output: Path, workers: int = 1) -> list[str]:
     return ["folder", str(folder), "--output", str(output), "--workers", str(workers)]
 
@@ -115,7 +100,13 @@ def clips_done(output: Path) -> int:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    return recordings_in(tmp_path_factory.mktemp("corpus") / "recordings")
+    """Recordings with their transcripts beside them."""
+    folder = tmp_path_factory.mktemp("corpus") / "recordings"
+    folder.mkdir()
+    for number, row in enumerate(load_studio_prompts("train").select(range(CLIPS))):
+        (folder / f"{number:03}.ogg").write_bytes(row["audio"]["bytes"])
+        (folder / f"{number:03}.txt").write_text(row["text"])
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -124,9 +115,6 @@ def whole(folder, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "out"
     finished(folder, output)
     return output
-
-
-# ------------------------------------------------------------------------------------------------ killed, interrupted
 
 
 def test_killed_in_either_pass_it_ends_with_the_same_bytes(folder, whole, tmp_path) -> None:
@@ -214,9 +202,6 @@ def test_no_worker_outlives_the_command(number, group, code, folder, whole, tmp_
         time.sleep(0.05)
     assert not left
     assert finished(folder, output) == contents(whole)
-
-
-# ------------------------------------------------------------------------------------------------- no room, and memory
 
 
 @pytest.mark.parametrize("full_in", ["first pass", "second pass"])

@@ -60,25 +60,22 @@ def table(folder: Path) -> datasets.Dataset:
     return datasets.Dataset.from_list(AUDIO_ROWS).cast_column("audio", datasets.Audio(sampling_rate=RATE_HZ))
 
 
-def test_a_folder_of_shards_is_read_as_it_is_now(tmp_path) -> None:
+def test_a_folder_of_shards_is_read_as_it_is_now_with_the_types_of_its_card(tmp_path) -> None:
     """Although `datasets` caches folders with cards by name and card."""
+    names = {"class_label": {"names": {"0": "de", "1": "en"}}}
+    features = [{"name": name, "dtype": "string"} for name in ("text", "response")]
+    card = {"dataset_info": {"features": [*features, {"name": "language", "dtype": names}]}}
     for parent, response in (("a", "one"), ("b", "two")):
         folder = tmp_path / parent / "parquet"
         folder.mkdir(parents=True)
-        datasets.Dataset.from_list([{"text": "Say.", "response": response}]).to_parquet(folder / "train-0.parquet")
-        card = "configs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train-*.parquet\n"
-        (folder / "README.md").write_text(f"---\n{card}---\n")
+        pq.write_table(
+            pa.table({"text": ["Say."], "response": [response], "language": [1]}), folder / "train-0.parquet"
+        )
+        (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n")
         (examples,) = read_sources(str(folder))
         assert [example.messages[1]["content"] for example in examples] == [response]
-
-
-def test_a_folder_of_shards_has_the_types_that_its_card_declares(tmp_path) -> None:
-    pq.write_table(pa.table({"text": ["Say."], "language": [1]}), tmp_path / "train-0.parquet")
-    names = {"class_label": {"names": {"0": "de", "1": "en"}}}
-    features = [{"name": "text", "dtype": "string"}, {"name": "language", "dtype": names}]
-    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump({'dataset_info': {'features': features}})}---\n")
-    rows, _ = load_split(Place(str(tmp_path), "folder", str(tmp_path)), "train", streaming=False)
-    assert rows.features["language"].names == ["de", "en"]
+        rows, _ = load_split(Place(str(folder), "folder", str(folder)), "train", streaming=False)
+        assert rows.features["language"].names == ["de", "en"]
 
 
 @pytest.mark.parametrize("form", ["parquet", "saved", "splits", "shards"])
@@ -121,37 +118,29 @@ def test_json_may_mix_instructions_messages_and_text(folder) -> None:
     assert examples[4].recordings == ("https://host/a.wav",)
 
 
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"messages": "hello"}, "expected a list of messages"),
-        ({"messages": FLAT_TURNS[:1], "audio_paths": "a.wav"}, "no message of role 'assistant'"),
-        ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}, "message is empty"),
-        ({"messages": TURNS, "extra": 1}, "unknown field 'extra'"),
-        ({"messages": TURNS, "audio_paths": "a.wav"}, "both in the messages and in"),
-        ({"messages": FLAT_TURNS, "audio_paths": "a.wav"}, "'messages' has 2 <audio> for 1 recordings"),
-        ({"messages": [{"role": "user", "content": [{"type": "picture"}]}]}, "type 'text' or 'audio'"),
-        (
-            {"messages": [{"role": "assistant", "content": TURNS[0]["content"]}]},
-            "'assistant' message holds a recording",
-        ),
-        ({"text": "<audio>", "audio": {"array": [0.0]}, "response": "x"}, "neither 'bytes' nor 'path'"),
-        ({"text": "<audio>", "audio": "a.wav", "audio_paths": "a.wav", "response": "x"}, "leave one out"),
-        ({"text": "<audio>", "audio": "file:///a.wav", "response": "x"}, "expected a path or a URL"),
-        ({"text": "<audio>", "audio": [[0.0]], "response": "x"}, "must hold strings"),
-    ],
-)
-def test_a_bad_row_says_why(folder, row, reason: str) -> None:
-    with pytest.raises(RowError) as caught:
-        RowReader(folder).read(row, "row 0")
-    assert any(reason in found for found in caught.value.reasons), caught.value.reasons
+TEXT = {"text": "<audio>", "response": "x"}
+BAD_ROWS = [
+    ({"messages": "hello"}, "expected a list of messages"),
+    ({"messages": FLAT_TURNS[:1], "audio_paths": "a.wav"}, "no message of role 'assistant'"),
+    ({"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": " "}]}, "message is empty"),
+    ({"messages": TURNS, "extra": 1}, "unknown field 'extra'"),
+    ({"messages": TURNS, "audio_paths": "a.wav"}, "both in the messages and in"),
+    ({"messages": FLAT_TURNS, "audio_paths": "a.wav"}, "'messages' has 2 <audio> for 1 recordings"),
+    ({"messages": [{"role": "user", "content": [{"type": "picture"}]}]}, "type 'text' or 'audio'"),
+    ({"messages": [{"role": "assistant", "content": TURNS[0]["content"]}]}, "'assistant' message holds a recording"),
+    ({"messages": [{"role": "user", "content": [{"type": "audio", "path": "../a.wav"}]}]}, "leads out of audio_dir"),
+    (TEXT | {"audio": {"array": [0.0]}}, "neither 'bytes' nor 'path'"),
+    (TEXT | {"audio": "a.wav", "audio_paths": "a.wav"}, "leave one out"),
+    (TEXT | {"audio": "file:///a.wav"}, "expected a path or a URL"),
+    (TEXT | {"audio": [[0.0]]}, "must hold strings"),
+]
 
 
-def test_audio_dir_confines_what_messages_name(folder) -> None:
-    (folder / "inner").mkdir()
-    turns = [{"role": "user", "content": [{"type": "audio", "path": "../a.wav"}]}, FLAT_TURNS[1]]
-    with pytest.raises(RowError, match="leads out of audio_dir"):
-        RowReader(folder, folder / "inner").read({"messages": turns}, "row 0")
+def test_a_bad_row_says_why(folder) -> None:
+    for row, reason in BAD_ROWS:
+        with pytest.raises(RowError) as caught:
+            RowReader(folder, folder).read(row, "row 0")
+        assert any(reason in found for found in caught.value.reasons), caught.value.reasons
 
 
 def test_bad_rows_of_all_sources_are_reported_at_once(folder, capsys) -> None:
@@ -168,9 +157,14 @@ def test_bad_rows_of_all_sources_are_reported_at_once(folder, capsys) -> None:
     assert "3 bad examples are left out" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("given", "reason"),
-    [
+def test_a_source_that_cannot_be_read_is_named(folder, table, monkeypatch) -> None:
+    monkeypatch.chdir(folder)
+    stored("splits", folder / "splits", table, "test")
+    (folder / "bad.parquet").write_bytes(b"PAR1 or not")
+    datasets.Dataset.from_dict({"x": [1]}).to_parquet(folder / "other.parquet")
+    (folder / "empty.json").write_text("[]")
+    (folder / "empty").mkdir()
+    for given, reason in (
         ("nothing.json", "does not exist"),
         ("empty", "not one that save_to_disk"),
         ("hub:a/b?splits=x", "has the option 'splits'; expected one of config, split, revision"),
@@ -178,22 +172,11 @@ def test_bad_rows_of_all_sources_are_reported_at_once(folder, capsys) -> None:
         ("bad.parquet", "cannot be read"),
         ("other.parquet", "has the columns x; expected some of text"),
         ("empty.json", "holds no examples"),
-    ],
-)
-def test_a_source_that_cannot_be_read_is_named(folder, table, given: str, reason: str, monkeypatch) -> None:
-    monkeypatch.chdir(folder)
-    stored("splits", folder / "splits", table, "test")
-    (folder / "bad.parquet").write_bytes(b"PAR1 or not")
-    datasets.Dataset.from_dict({"x": [1]}).to_parquet(folder / "other.parquet")
-    (folder / "empty.json").write_text("[]")
-    (folder / "empty").mkdir()
-    with pytest.raises((ExamplesError, FileNotFoundError, ValueError)) as caught:
-        (examples,) = read_sources(given)
-        settle_problems([(given, examples.problems)], skip=False)
-    assert reason in str(caught.value) and given in str(caught.value)
-
-
-# --------------------------------------------------------------------------------------------------------- streaming
+    ):
+        with pytest.raises((ExamplesError, FileNotFoundError, ValueError)) as caught:
+            (examples,) = read_sources(given)
+            settle_problems([(given, examples.problems)], skip=False)
+        assert reason in str(caught.value) and given in str(caught.value)
 
 
 def test_a_stream_shuffles_each_pass_anew_and_alike_for_a_seed(folder) -> None:

@@ -1,6 +1,7 @@
 """Texts that become speech: every form of file, every option, every bad text named, and the same bytes each time."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from audiollm.corpora.clips import BadClip, Clip, CorpusError
 from audiollm.corpora.examples import read_examples
 from audiollm.corpora.synthesize import SynthesizeArguments, open_source
 from audiollm.corpora.voices import voice_named
-from made_clips import load_elsewhere
 
 ROWS = [
     {"instruction": "How tall is the tower?", "output": "It is ninety metres tall.", "id": "a"},
@@ -55,8 +55,7 @@ def test_lines_of_a_text_file_are_transcribed(tmp_path: Path, voices: list[str])
     source = open_source(SynthesizeArguments(str(path), voices=voices))
     clips = list(source.clips())
     assert [clip.text for clip in clips] == [*(row["instruction"] for row in ROWS), "The end."]
-    assert all("response" not in clip.fields for clip in clips)
-    assert source.tasks == ("transcribe",)
+    assert all("response" not in clip.fields for clip in clips) and source.tasks == ("transcribe",)
 
 
 def test_speech_is_made_when_it_is_loaded_and_is_the_same_every_time(tmp_path: Path, voices: list[str]) -> None:
@@ -68,45 +67,39 @@ def test_speech_is_made_when_it_is_loaded_and_is_the_same_every_time(tmp_path: P
     for one, other in zip(first, second):
         waveform, rate = one.recording.load()
         assert rate == 16_000 and 8_000 < len(waveform) < 80_000
-        assert np.array_equal(waveform, load_elsewhere(other.recording)[0])
+        assert np.array_equal(waveform, pickle.loads(pickle.dumps(other.recording)).load()[0])
     assert len({(clip.fields["pitch"], clip.fields["speed"]) for clip in first}) == 3
     assert all(0.3 <= clip.recording.peak <= 0.9 for clip in first)
 
 
-def test_each_text_is_spoken_by_as_many_different_voices_as_asked_for(tmp_path: Path, voices: list[str]) -> None:
-    clips = clips_of(write(tmp_path, ".csv"), voices, voices_per_text=3)
-    assert len({clip.id for clip in clips}) == 9
-    for row in range(3):
-        assert sorted(str(clip.fields["speaker"]) for clip in clips[3 * row : 3 * row + 3]) == sorted(voices)
-    with pytest.raises(CorpusError, match=r"--voices_per_text 4 asks for more voices than there are: 3 \(flite:kal16"):
-        clips_of(write(tmp_path, ".csv"), [*voices, voices[0]], voices_per_text=4)
-
-
-def test_options_decide_what_is_spoken_how(tmp_path: Path, voices: list[str]) -> None:
+def test_options_decide_what_is_spoken_how_and_are_part_of_the_identity(tmp_path: Path, voices: list[str]) -> None:
     path = write(tmp_path, ".csv")
-    usual = clips_of(path, voices)
-    assert {clip.fields["speaker"] for clip in clips_of(path, voices[:1])} == {voices[0]}
-    assert {clip.fields["pitch"] for clip in clips_of(path, voices, pitch=[1.2])} == {1.2}
-    assert all(1.3 <= clip.fields["speed"] <= 1.5 for clip in clips_of(path, voices, speed=[1.3, 1.5]))
-    assert summary(clips_of(path, voices, voice_seed=1)) != summary(usual)
-    assert {clip.split for clip in clips_of(path, voices, split="test")} == {"test"}
-    assert [clip.text for clip in clips_of(path, voices, text_column="output")] == [row["output"] for row in ROWS]
-    assert [clip.fields["response"] for clip in clips_of(path, voices, response_column="id")] == ["a", "b", "c"]
-    assert all("response" not in clip.fields for clip in clips_of(path, voices, response_column=""))
+    usual = SynthesizeArguments(str(path), voices=voices)
+    identities = [open_source(usual).identity]
+
+    def fields(name: str, **changes: Any) -> list[Any]:
+        source = open_source(replace(usual, **changes))
+        identities.append(source.identity)
+        return [getattr(clip, name) if hasattr(clip, name) else clip.fields.get(name) for clip in source.clips()]
+
+    assert set(fields("speaker", voices=voices[:1])) == {voices[0]}
+    assert set(fields("pitch", pitch=[1.2])) == {1.2}
+    assert all(1.3 <= speed <= 1.5 for speed in fields("speed", speed=[1.3, 1.5]))
+    assert fields("pitch", voice_seed=1) != [clip.fields["pitch"] for clip in clips_of(path, voices)]
+    assert set(fields("split", split="test")) == {"test"}
+    assert fields("text", text_column="output") == [row["output"] for row in ROWS]
+    assert fields("response", response_column="id") == ["a", "b", "c"]
+    assert fields("response", response_column="") == [None] * 3
+    assert len(set(fields("id", voices_per_text=3))) == 9
+    speakers = fields("speaker", voices_per_text=3, split="dev")
+    assert all(sorted(speakers[start : start + 3]) == sorted(voices) for start in (0, 3, 6))
+    path.write_text(path.read_text() + "More?,Yes.,d\n")
+    assert len(fields("text")) == 4
+    assert len({json.dumps(identity, sort_keys=True) for identity in identities}) == len(identities)
     slow, fast = (clips_of(path, voices[:1], speed=[one], pitch=[1])[0].recording.load()[0] for one in (0.8, 1.25))
     assert len(slow) > 1.3 * len(fast)
-
-
-def test_the_identity_changes_with_everything_that_changes_clips(tmp_path: Path, voices: list[str]) -> None:
-    path = write(tmp_path, ".csv")
-    usual = SynthesizeArguments(str(path), voices=voices[:2])
-    changes = [{"voices": voices[:1]}, {"voices_per_text": 2}, {"pitch": [1.0]}, {"speed": [1.0]}, {"voice_seed": 1}]
-    changes += [{"split": "test"}, {"text_column": "output"}, {"response_column": ""}]
-    sources = [open_source(replace(usual, **change)) for change in ({}, *changes)]
-    identities = [json.dumps(source.identity, sort_keys=True) for source in sources]
-    path.write_text(path.read_text() + "More?,Yes.,d\n")
-    identities.append(json.dumps(open_source(usual).identity, sort_keys=True))
-    assert len(set(identities)) == len(identities)
+    with pytest.raises(CorpusError, match=r"--voices_per_text 4 asks for more voices than there are: 3 \(flite:kal16"):
+        clips_of(path, [*voices, voices[0]], voices_per_text=4)
 
 
 def test_bad_texts_are_named_and_the_others_come(tmp_path: Path, voices: list[str]) -> None:

@@ -9,14 +9,7 @@ import numpy as np
 import pytest
 from audiollm.corpora import voices as engines
 from audiollm.corpora.clips import CorpusError
-from audiollm.corpora.voices import (
-    Voice,
-    command_voices,
-    default_voices,
-    known_engines,
-    plain,
-    voice_named,
-)
+from audiollm.corpora.voices import Voice, command_voices, default_voices, known_engines, plain, voice_named
 from audiollm.processing import AudioError
 
 SENTENCE = "The old harbour pilot brought the ship in."
@@ -28,12 +21,11 @@ voice, speed, output, text_file, noted = sys.argv[1:] or ("low", 1, None, None, 
 text = open(text_file, encoding="utf-8").read() if text_file else sys.stdin.read()
 if noted:
     open(noted, "w", encoding="utf-8").write(text)
-pitch = 200 if voice == "low" else 400
-count = int(1600 * len(text) / float(speed))
+pitch, count = 200 if voice == "low" else 400, int(1600 * len(text) / float(speed))
 samples = array.array("h", (int(9000 * math.sin(i * pitch * 6.2832 / 16000)) for i in range(count)))
 sound = io.BytesIO()
 with wave.open(sound, "wb") as file:
-    file.setnchannels(1); file.setsampwidth(2); file.setframerate(16000); file.writeframes(samples.tobytes())
+    file.setparams((1, 2, 16000, count, "NONE", "")); file.writeframes(samples.tobytes())
 (open(output, "wb") if output else sys.stdout.buffer).write(sound.getvalue())
 """
 
@@ -45,24 +37,11 @@ def ready(name: str) -> Voice:
         pytest.skip(str(error))
 
 
-@pytest.fixture(
-    params=["espeak-ng:en-us", "flite:kal16", "hibari:heart", pytest.param("kokoro:jf_alpha", marks=pytest.mark.slow)]
-)
-def voice(request: pytest.FixtureRequest) -> Voice:
-    return ready(request.param)
-
-
 def program(folder: Path, code: str, *arguments: str) -> str:
     """The command line of a Python program."""
     script = folder / "my program.py"
     script.write_text(code)
     return shlex.join([sys.executable, str(script), *arguments])
-
-
-@pytest.fixture
-def tool(tmp_path: Path) -> str:
-    """The command line of a text-to-speech program that is none of the known ones."""
-    return program(tmp_path, TOOL, "{voice}", "{speed}", "{output}", "{text_file}", str(tmp_path / "noted.txt"))
 
 
 def refusal(voice: Voice, text: str) -> str:
@@ -73,27 +52,26 @@ def fundamental(waveform: np.ndarray) -> float:
     """The median fundamental frequency of the louder half of a waveform, in Hz."""
     frames = waveform[: len(waveform) // 800 * 800].reshape(-1, 800)
     loud = frames[np.square(frames).sum(axis=1) >= np.median(np.square(frames).sum(axis=1))]
-    lags = np.arange(40, 267)  # 400 to 60 Hz
+    lags = np.arange(16_000 // 400, 16_000 // 60)
     return float(np.median([16_000 / lags[np.argmax([frame[:-lag] @ frame[lag:] for lag in lags])] for frame in loud]))
 
 
-def test_speed_and_pitch_are_heard_and_do_not_change_each_other(voice: Voice) -> None:
+@pytest.mark.parametrize("name", ["espeak-ng:en-us", "flite:kal16", "hibari:heart"])
+def test_texts_are_spoken_as_text_at_the_speed_and_pitch_that_are_asked_for(name: str, tmp_path, monkeypatch) -> None:
+    voice = ready(name)
+    monkeypatch.chdir(tmp_path)
     usual = voice.speak(SENTENCE, seed=3)
     assert usual.dtype == np.float32 and usual.ndim == 1 and 1.5 < len(usual) / 16_000 < 5
     assert np.array_equal(usual, voice.speak(SENTENCE, seed=3)), "the same text gives the same samples"
-    assert "'П'" in refusal(voice, "Say Привет") and "'中'" in refusal(voice, "中")
-    assert not refusal(voice, "Crème brûlée, 3 × naïve") or voice.engine.name == "flite"
     assert len(voice.speak(SENTENCE, speed=1.25)) == pytest.approx(len(usual) / 1.25, rel=0.1)
     high = voice.speak(SENTENCE, pitch=1.25)
     assert len(high) == pytest.approx(len(usual), rel=0.1)
     assert fundamental(high) == pytest.approx(1.25 * fundamental(usual), rel=0.12)
-
-
-def test_texts_are_spoken_as_text(voice: Voice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
     for text in ("-w stolen.wav --help", "; $(touch made) `touch made` | 'x' \"y\"", "two\nlines\x00 and\ttab"):
         assert len(voice.speak(plain(text))) > 4_000
     assert not list(tmp_path.iterdir())
+    assert "'П'" in refusal(voice, "Say Привет") and "'中'" in refusal(voice, "中")
+    assert not refusal(voice, "Crème brûlée, 3 × naïve") or voice.engine.name == "flite"
 
 
 def test_flite_reads_accents_and_typographic_marks_plainly_and_nothing_else() -> None:
@@ -110,60 +88,45 @@ def test_texts_that_cannot_be_spoken_are_refused() -> None:
             plain(text)
 
 
-# ------------------------------------------------------------------------------------------------------- any command
-
-
-def test_any_command_speaks_and_its_text_arrives_as_it_is(tool: str, tmp_path: Path) -> None:
-    text = "--help; $(touch made) 'it''s' \"{voice}\" %s 😀 [[x]]"
+def test_any_command_speaks_and_its_text_arrives_as_it_is(tmp_path: Path) -> None:
+    noted = tmp_path / "noted.txt"
+    tool = program(tmp_path, TOOL, "{voice}", "{speed}", "{output}", "{text_file}", str(noted))
     low, high = command_voices(tool, ["low", "high"])
     assert (str(low), str(high)) == ("command:low", "command:high")
+    text = "--help; $(touch made) 'it''s' \"{voice}\" %s 😀 [[x]]"
     waveform = low.speak(text)
-    assert (tmp_path / "noted.txt").read_text(encoding="utf-8") == text + "\n"
+    assert noted.read_text(encoding="utf-8") == text + "\n"
     assert len(waveform) == pytest.approx(1600 * (len(text) + 1), abs=2)
     assert (fundamental(waveform), fundamental(high.speak(text))) == pytest.approx((200, 400), rel=0.02)
     assert len(low.speak(text, speed=2.0)) == pytest.approx(len(waveform) / 2, abs=2)
+    (piped,) = command_voices(program(tmp_path, TOOL))  # by standard input and output
+    assert not piped.engine.paced and np.array_equal(piped.speak(text), waveform)
 
 
-def test_a_command_may_use_standard_input_and_output(tool: str, tmp_path: Path) -> None:
-    (tmp_path / "other").mkdir()
-    (voice,) = command_voices(program(tmp_path / "other", TOOL))
-    assert not voice.engine.paced
-    assert np.array_equal(voice.speak("hello"), command_voices(tool, ["low"])[0].speak("hello"))
-
-
-@pytest.mark.parametrize(
-    ("code", "reason"),
-    [
+def test_a_command_that_fails_is_named_with_what_it_said(tmp_path: Path) -> None:
+    started = time.monotonic()
+    for code, reason in (
         ("import sys; sys.exit('no model called x')", "status 1: no model called x"),
         ("print('done')", "no audio file"),
         ("pass", "wrote no audio"),
         ("import time; time.sleep(60)", "longer than 1 s"),
         (TOOL.replace("len(text)", "1"), r"11 letters in 0\.1 s: some of .* is left out"),
-    ],
-)
-def test_a_command_that_fails_is_named_with_what_it_said(code: str, reason: str, tmp_path: Path) -> None:
-    started = time.monotonic()
-    with pytest.raises(CorpusError, match=reason):
-        command_voices(program(tmp_path, code), timeout_seconds=1)
-    assert time.monotonic() - started < 10
+    ):
+        with pytest.raises(CorpusError, match=reason):
+            command_voices(program(tmp_path, code), timeout_seconds=1)
+    assert time.monotonic() - started < 20
 
 
-@pytest.mark.parametrize(
-    ("command", "names", "reason"),
-    [
+def test_a_command_that_cannot_be_is_refused() -> None:
+    for command, names, reason in (
         ("say {text}", [], r"has \{text\}; expected only .*\{text_file\}"),
         ("say {voice}", [], r"has \{voice\}: name some with --voices"),
         ("say {text_file}", ["anna"], r"has no \{voice\}"),
         ("say '", [], "No closing quotation"),
         ("no-such-program {text_file}", [], "'no-such-program' is not on this machine"),
-    ],
-)
-def test_a_command_that_cannot_be_is_refused(command: str, names: list[str], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        command_voices(command, names)
-
-
-# ------------------------------------------------------------------------------------------------- which there are
+    ):
+        with pytest.raises(ValueError, match=reason):
+            command_voices(command, names)
 
 
 @pytest.mark.parametrize(
@@ -184,75 +147,17 @@ def test_voices_that_are_not_there_are_named(name: str, reason: str) -> None:
         voice_named(name)
 
 
-def test_engines_that_are_missing_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    for name in ("espeak-ng", "flite"):
-        with pytest.raises(CorpusError, match=f"is not on this machine. Install it .apt install {name}, brew install"):
-            voice_named(name)
-    engines._hibari.cache_clear()
-    engines._kokoro.cache_clear()
-    for module in ("hibari", "kokoro_onnx"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(CorpusError, match=r"pip install 'audiollm\[voice\]'"):
-        voice_named("hibari")
-    with pytest.raises(CorpusError, match=r"pip install 'audiollm\[kokoro\]'"):
-        voice_named("kokoro:mixed")
-    with pytest.raises(
-        CorpusError, match=r"No text-to-speech engine is installed\. .*apt install espeak-ng.*flite.*voice"
-    ):
-        default_voices()
-
-
-def test_default_voices_are_those_of_the_table_that_are_installed() -> None:
+def test_default_voices_are_those_of_the_table_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message about missing ones says how to install them."""
     try:
         voices = [str(voice) for voice in default_voices()]
-    except CorpusError as error:
-        pytest.skip(str(error))
-    table = [f"{name}:{voice}" for name, engine in known_engines().items() for voice in engine.voices]
-    assert not any(name.startswith("kokoro") for name in voices), "it is slow, and has to be asked for"
-    assert voices == [name for name in table if name in voices] and len(set(voices)) == len(voices)
-
-
-@pytest.mark.slow
-def test_a_mixed_voice_is_another_speaker_for_every_seed() -> None:
-    voice = ready("kokoro:mixed")
-    first, again, other = (voice.speak(SENTENCE, seed=seed) for seed in (1, 1, 2))
-    assert np.array_equal(first, again) and not np.array_equal(first, other)
-    threads = engines._kokoro().sess.get_session_options().intra_op_num_threads
-    assert threads == 1, "each process speaks with one, or they wait for each other"
-    with pytest.raises(AudioError, match=r"0\.5 to 2 times.*2\.50"):
-        voice.speak(SENTENCE, speed=2.5)
-    with pytest.raises(CorpusError, match=r"no voice 'heart'.*jf_alpha.*mixed"):
-        voice_named("kokoro:heart")
-
-
-@pytest.fixture
-def kokoro_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of six made-up English voices of Kokoro, and a file that is none of them."""
-    generator = np.random.default_rng(0)
-    for name in ("af_one", "af_two", "am_three", "bf_four", "bm_five", "bm_six", "zf_seven"):
-        generator.standard_normal(engines.VOICE_SHAPE).astype("<f4").tofile(tmp_path / f"{name}.bin")
-    monkeypatch.setenv("AUDIOLLM_KOKORO_VOICES", str(tmp_path))
-    return tmp_path
-
-
-def test_kokoro_mixes_the_voices_of_a_folder(kokoro_folder: Path) -> None:
-    engine = known_engines()["kokoro"]
-    assert {"af_one", "bm_six", "mixed", "jf_alpha"} <= set(engine.voices) and "zf_seven" not in engine.voices
-    files = np.stack([np.fromfile(path, "<f4") for path in sorted(kokoro_folder.glob("[ab]*.bin"))])
-    mixtures = [engines._mixture(seed).ravel() for seed in (1, 1, 2)]
-    assert np.array_equal(mixtures[0], mixtures[1]) and not np.allclose(mixtures[0], mixtures[2])
-    shares = np.linalg.lstsq(files.T.astype(np.float64), mixtures[0], rcond=None)[0]
-    assert shares.sum() == pytest.approx(1, abs=1e-4) and (shares > 1e-4).sum() <= engines.MOST_MIXED
-
-
-def test_damaged_and_missing_folders_of_kokoro_voices_are_named(
-    kokoro_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (kokoro_folder / "bm_six.bin").write_bytes(b"short")
-    for voice in ("kokoro:bm_six", "kokoro:mixed"):
-        with pytest.raises(CorpusError, match="bm_six"):
-            voice_named(voice)
-    monkeypatch.setenv("AUDIOLLM_KOKORO_VOICES", str(kokoro_folder / "nothing"))
-    with pytest.raises(CorpusError, match="nothing"):
-        voice_named("kokoro:af_one")
+        table = [f"{name}:{voice}" for name, engine in known_engines().items() for voice in engine.voices]
+        assert voices == [name for name in table if name in voices] and len(set(voices)) == len(voices)
+    except CorpusError:
+        pass
+    monkeypatch.setenv("PATH", "/nowhere")
+    engines._hibari.cache_clear()
+    monkeypatch.setitem(sys.modules, "hibari", None)
+    reasons = r"is not on this machine\. Install it .apt install espeak-ng, brew install.*flite.*audiollm\[voice\]"
+    with pytest.raises(CorpusError, match=rf"No text-to-speech engine is installed\. .*{reasons}"):
+        default_voices()

@@ -131,7 +131,8 @@ def test_one_file_is_a_copy_and_columns_may_have_other_names(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("form", ["tree", "archive"])
-def test_librispeech_as_openslr_has_it(form: str, tmp_path) -> None:
+def test_librispeech_as_openslr_has_it(form: str, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("AUDIOLLM_CACHE", str(tmp_path / "cache"))
     chapter = tmp_path / "LibriSpeech" / "test-clean" / "61" / "70968"
     chapter.mkdir(parents=True)
     lines = []
