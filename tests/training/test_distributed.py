@@ -1,5 +1,6 @@
 """Two processes train what one does on twice the batch, under DDP and FSDP2, and leave the same kind of folder behind."""
 
+import copy
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
-from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
+from audiollm import AudioLlmForConditionalGeneration
 from audiollm.training import trainer
 from audiollm.training.arguments import AudioLlmTrainingArguments, check_distributed
 from audiollm.training.checkpointing import last_complete_checkpoint
@@ -21,7 +22,7 @@ from audiollm.training.feature_cache import FeatureCache
 from audiollm.training.train import main
 from runs import PATIENCE_S, in_processes, logged, run, started, until_checkpoint
 from safetensors.torch import load_file
-from small_corpus import example_rows
+from small_corpus import example_rows, write_rows
 from tiny_models import randomise_trainables
 from transformers import AutoModelForCausalLM
 
@@ -39,13 +40,12 @@ METRICS = ("eval_word_error", "eval_wrong_audio_word_error")
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory, tiny_bases, corpus, shared_features) -> list[str]:
+def given(tmp_path_factory, shared_tiny_model, tiny_processor, corpus, shared_features) -> list[str]:
     """A run's options without rows, batch size and folder, from a tiny model as after supervised training."""
-    folder = tmp_path_factory.mktemp("supervised") / "adapter"
+    folder = tmp_path_factory.mktemp("supervised")
     torch.manual_seed(0)
-    model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*tiny_bases, lora_rank=4)
-    randomise_trainables(model, std=0.1).save_pretrained(folder)
-    AudioLlmProcessor.from_audio_text_pretrained(*tiny_bases).save_pretrained(folder)
+    randomise_trainables(copy.deepcopy(shared_tiny_model), std=0.1).save_pretrained(folder)
+    tiny_processor.save_pretrained(folder)
     return (
         f"--model_path {folder} --audio_dir {corpus.audio_dir} --feature_cache {shared_features} --logging_steps 1 "
         f"--max_steps {NUM_STEPS} --save_steps {SAVED_STEP} --learning_rate 0.003 --projector_learning_rate 0.001 "
@@ -53,26 +53,18 @@ def given(tmp_path_factory, tiny_bases, corpus, shared_features) -> list[str]:
     ).split()
 
 
-def rows_of(stage: str, names: list[str]) -> list[dict]:
-    """Rows with and without audio for instruct, and answers of differing length for the other stages."""
-    if stage == "instruct":
-        with_audio = example_rows(names)[:-1]
-        rows = iter(with_audio + with_audio[:1])
-        text_only = {"text": "What is 2 + 2?", "response": "four"}
-        return [next(rows) if kind == "a" else text_only for kind in "".join(STEPS)]
-    rows = []
-    for name, answer in zip(names, ANSWERS):
-        said = {"chosen": answer, "rejected": "never"}
-        if stage == "distill":
-            said = {"transcripts": answer, "response": f"{answer}."}
-        rows.append({"text": "<audio>?", "audio_paths": name, **said})
-    return rows
-
-
 def data(stage: str, corpus, folder: Path) -> list[str]:
-    path = folder / f"{stage}.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(stage, corpus.names)))
-    return ["--stage", stage, "--data_path", str(path)]
+    """Options of rows with and without audio for instruct, and of answers of differing length for the other stages."""
+    with_audio = iter(2 * example_rows(corpus.names)[:-1])
+    text_only = {"text": "What is 2 + 2?", "response": "four"}
+    rows = [next(with_audio) if kind == "a" else text_only for kind in "".join(STEPS)]
+    if stage != "instruct":
+        said = {"distill": ("transcripts", "response"), "prefer": ("chosen", "rejected")}[stage]
+        rows = [
+            {"text": "<audio>?", "audio_paths": name, **dict(zip(said, (answer, f"{answer}.")))}
+            for name, answer in zip(corpus.names, ANSWERS)
+        ]
+    return ["--stage", stage, "--data_path", write_rows(folder / f"{stage}.json", rows)]
 
 
 def assert_same_run(folder: Path, expected: Path, tolerance: float = TOLERANCE) -> None:
@@ -179,11 +171,9 @@ def launched(options: list[str], config: str, folder: Path) -> subprocess.Popen:
     """The documented command, in a session of its own, with what it prints beside its folder."""
     launch = f"-m accelerate.commands.launch --main_process_port 0 --config_file {CONFIGS / config}".split()
     command = [sys.executable, *launch, "-m", "audiollm.training.train", *options, "--output_dir", str(folder)]
-    variables = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
     with open(f"{folder}.log", "a") as log:
-        return subprocess.Popen(
-            command, env={**os.environ, **variables}, stdout=log, stderr=log, start_new_session=True
-        )
+        return subprocess.Popen(command, env=variables, stdout=log, stderr=log, start_new_session=True)
 
 
 def assert_ends_well(process: subprocess.Popen, folder: Path) -> str:
@@ -217,12 +207,10 @@ def test_deepspeed_zero2_trains_as_ddp_and_goes_on_after_a_kill(given, corpus, t
     assert_loads_as_usual(zero2, tiny_bases[1])
 
     process = launched(given, "deepspeed_zero2.yaml", killed)
-    deadline = time.monotonic() + PATIENCE_S
-    while last_complete_checkpoint(killed) is None and time.monotonic() < deadline:
+    while last_complete_checkpoint(killed) is None and process.poll() is None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    assert last_complete_checkpoint(killed) and not (killed / "model.safetensors").exists()
+    assert process.wait() == -signal.SIGKILL and not (killed / "model.safetensors").exists()
     assert "Resuming from" in assert_ends_well(launched(given, "deepspeed_zero2.yaml", killed), killed)
     assert logged(killed) == logged(zero2)
     assert (killed / "model.safetensors").read_bytes() == (zero2 / "model.safetensors").read_bytes()
