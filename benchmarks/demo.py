@@ -135,7 +135,6 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
         trainer = AlignTrainer(model, cache, keys, texts, arguments, [budget])
         trainer.augmentation = BatchAugmentation(processor)
         trainer.train()
-        trainer.finish()
     model.eval()
     model.save_pretrained(folder / "adapter")
     processor.save_pretrained(folder / "adapter")
@@ -143,7 +142,7 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
         "clips": len(keys),
         "encoding_seconds": encoding_seconds,
         "steps": trainer.state.global_step,
-        "losses": trainer.losses,
+        "losses": [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry],
     }
 
 

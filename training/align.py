@@ -12,11 +12,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import datasets
 import torch
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import CheckedOptions, one_of, option
 from audiollm.corpora.examples import Example
 from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.corpora.rows import ASSISTANT
@@ -56,14 +56,14 @@ NEVER = -30.0
 
 
 @dataclass
-class AlignArguments:
+class AlignArguments(CheckedOptions):
     """Options of stage align."""
 
     _argument_group_name = "stage align"
 
-    transcript_normaliser: str = option(
+    transcript_normaliser: Annotated[str, one_of(NORMALISERS)] = option(
         "basic",
-        "What makes transcripts of responses: basic (any language with spaces: lower case, no punctuation), "
+        "Normaliser that makes transcripts of responses: basic (any language with spaces: lower case, no punctuation), "
         "english (Whisper's normaliser, which also writes numbers as digits) or none.",
     )
     no_speech_dir: str | None = option(
@@ -73,10 +73,7 @@ class AlignArguments:
     )
 
     def __post_init__(self):
-        if self.transcript_normaliser not in NORMALISERS:
-            raise ValueError(
-                f"--transcript_normaliser is {self.transcript_normaliser!r}; expected one of {', '.join(NORMALISERS)}."
-            )
+        super().__post_init__()
         self.without_speech()
 
     def without_speech(self) -> list[Example]:
@@ -453,30 +450,30 @@ class AlignTrainer(AudioLlmTrainer):
     #: As transformers has it: the recipe's weight decay was found with it.
     get_decay_parameter_names = Trainer.get_decay_parameter_names
 
-    def finish(self) -> None:
-        """Put the projector's tokens among the language model's embeddings."""
-        aligner: Any = self.model.eval()
-        aligner.hand_over(self.frames_to_fit)
+    def train(self, *args: Any, **kwargs: Any):
+        """The Trainer's, and put the projector's tokens among the language model's embeddings."""
+        output = super().train(*args, **kwargs)
+        cast(CtcAligner, self.model.eval()).hand_over(self.frames_to_fit)
+        return output
 
-    def save_result(self) -> None:
-        """Save model and processor, and what the projector hears of the clips, for stage read."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's within the run; at its end, the whole model, and what the projector hears, for stage read."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
         if not self.args.should_save:
             return
-        self.whole_model.save_pretrained(self.args.output_dir)
-        self.cache.processor.save_pretrained(self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
+        self.whole_model.save_pretrained(folder)
+        self.cache.processor.save_pretrained(folder)
         if self.whole_model.config.projector_readout == "pieces":
             try:
                 bank = collect_posteriors(self.whole_model, self.cache, self.spoken_clips, not self.args.disable_tqdm)
             except TrainingError as error:
                 print(f"There is no {BANK_FILE} for --stage read: {error}")
             else:
-                bank.save(Path(str(self.args.output_dir)) / BANK_FILE)
+                bank.save(folder / BANK_FILE)
                 print(bank.describe())
-
-    @property
-    def losses(self) -> list[tuple[int, float]]:
-        """Steps that were logged, and the loss per word piece at each."""
-        return [(int(entry["step"]), entry["loss"]) for entry in self.state.log_history if "loss" in entry]
 
 
 # ----------------------------------------------------------------------------------------------------------- the stage

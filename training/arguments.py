@@ -3,13 +3,13 @@
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from audiollm.checkpoints import LETTERS
 from audiollm.command_line.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
 from audiollm.command_line.files import check_writable
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import POSITIVE, CheckedOptions, one_of, option
 from audiollm.corpora.normalisers import NORMALISERS
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
@@ -66,7 +66,7 @@ class StageArguments:
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(CheckedOptions):
     """Options of the model, and of the parts that train."""
 
     _argument_group_name = "model"
@@ -82,7 +82,7 @@ class ModelArguments:
         f"{DEFAULT_AUDIO_BASE} when not given. With --model_path: where the checkpoint's own lies now.",
     )
     model_path: str | None = option(None, "AudioLLM checkpoint to go on from, instead of starting from two bases.")
-    base_dtype: str | None = option(
+    base_dtype: Annotated[str, one_of(BASE_DTYPES)] | None = option(
         None,
         "Precision of the frozen bases: float32, bfloat16 or float16. By default that of --bf16 or --fp16, "
         "else float32. What trains is always float32.",
@@ -117,7 +117,7 @@ class ModelArguments:
     lora_dropout: float | None = option(
         None, "Dropout on LoRA's input; none when not given. It keeps a mask and a masked copy per layer."
     )
-    trainable: str = option(
+    trainable: Annotated[str, one_of(TRAINABLE)] = option(
         DEFAULT_TRAINABLE,
         f"What trains: {', '.join(TRAINABLE)}. 'adapter' is projector and LoRA. With the language model "
         "itself (llm, all), a new model gets no LoRA unless --lora_rank is given, its answers to text change, and "
@@ -163,7 +163,7 @@ class DataArguments(WaveformAugmentation):
         None, "Folder for encoder output, shared by runs; 'off' encodes every batch anew."
     )
     augment: bool = option(False, "Vary the cached features anew in every batch: masks and tempo.")
-    waveform_variants: int = option(
+    waveform_variants: Annotated[int, POSITIVE] = option(
         3,
         "Variants of each recording that --speed and the like make, besides itself. The encoder runs once for "
         "each, and the cache grows by as many times.",
@@ -173,25 +173,23 @@ class DataArguments(WaveformAugmentation):
         super().__post_init__()
         if isinstance(self.data_path, str):
             self.data_path = [self.data_path]
-        if self.waveform_variants < 1:
-            raise ValueError(f"--waveform_variants is {self.waveform_variants}; expected 1 or more.")
 
 
 @dataclass
-class AudioLlmTrainingArguments(TrainingArguments):
+class AudioLlmTrainingArguments(CheckedOptions, TrainingArguments):
     """transformers' `TrainingArguments`, with short names for the common ones and a rate for the projector."""
 
     _argument_group_name = "training"
 
     output_dir: str = option("runs/train", "Folder for checkpoints and the trained adapter.")
-    batch_size: int | None = option(
+    batch_size: Annotated[int, POSITIVE] | None = option(
         None, "Examples per device and step, whatever the next two say; short for --per_device_train_batch_size."
     )
-    max_tokens_per_batch: int | None = option(
+    max_tokens_per_batch: Annotated[int, POSITIVE] | None = option(
         None,
         "Instead of --batch_size: tokens per device and batch, those of audio and padding included, in batches of like length.",
     )
-    num_epochs: float | None = option(None, "Passes over the data; short for --num_train_epochs.")
+    num_epochs: Annotated[float, POSITIVE] | None = option(None, "Passes over the data; short for --num_train_epochs.")
     use_wandb: bool = option(False, "Log to Weights & Biases; short for --report_to wandb.")
     learning_rate: float = option(2e-4, "Peak learning rate of LoRA.")
     projector_learning_rate: float | None = option(
@@ -212,13 +210,15 @@ class AudioLlmTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = option(  # noqa: RUF036 - the order that HfArgumentParser can read
         None, "Tracker to log to, such as tensorboard; none when not given."
     )
-    hub_strategy: str = option("end", "When --push_to_hub uploads: at the end.")
+    hub_strategy: Annotated[str, one_of(["end"])] = option(
+        "end", "When --push_to_hub uploads: only at the end, since checkpoints on the way hold your token."
+    )
     eval_max_samples: int = option(
         100, "Held-out rows that word error is scored on, evenly spaced over the file. The loss is that of all rows."
     )
     eval_samples_shown: int = option(5, "How many of their answers are printed. eval_samples.jsonl has all.")
     eval_max_new_tokens: int = option(200, "Longest answer in tokens; 30 s of fast speech are about 100 words.")
-    eval_normaliser: str = option(
+    eval_normaliser: Annotated[str, one_of(NORMALISERS)] = option(
         "english",
         "Normalises texts before words are compared: english (Whisper's normaliser), basic (any language with "
         "spaces: lower case, no punctuation) or none.",
@@ -240,25 +240,16 @@ class AudioLlmTrainingArguments(TrainingArguments):
         if self.label_smoothing_factor:
             # The Trainer's own smoothing takes this model's labels for shifted ones: it would learn to repeat tokens.
             raise ValueError("--label_smoothing_factor is not supported.")
-        if self.eval_normaliser not in NORMALISERS:
-            raise ValueError(f"--eval_normaliser is {self.eval_normaliser!r}; expected one of {sorted(NORMALISERS)}.")
-        for name in ("batch_size", "num_epochs", "max_tokens_per_batch"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name} is {value}; expected a positive number.")
         if self.batch_size is not None:
             self.per_device_train_batch_size = self.batch_size
         if self.num_epochs is not None:
             self.num_train_epochs = self.num_epochs
         if self.report_to is None:
             self.report_to = ["wandb"] if self.use_wandb else "none"
-        if self.hub_strategy != "end":
-            raise ValueError(
-                "--hub_strategy can only be end: checkpoints on the way hold pickles with your token in them."
-            )
         if (self.metric_for_best_model or "").removeprefix("eval_") == WORD_ERROR:
             self.greater_is_better = False  # transformers takes every metric but a loss for one to raise
-        super().__post_init__()
+        CheckedOptions.__post_init__(self)
+        TrainingArguments.__post_init__(self)
 
     def batch_budget(self, packed: bool = False) -> BatchBudget | None:
         """Return the bounds of a batch, its rows packed or padded; None where it is a number of rows."""
@@ -268,9 +259,7 @@ class AudioLlmTrainingArguments(TrainingArguments):
 
 
 def trains(trainable: str, part: str) -> bool:
-    """Return whether a part trains: "projector", "lora", "audio" or "llm". Raises ValueError for no such choice."""
-    if trainable not in TRAINABLE:
-        raise ValueError(f"--trainable is {trainable!r}; expected one of {', '.join(TRAINABLE)}.")
+    """Return whether a part trains: "projector", "lora", "audio" or "llm"."""
     return part in TRAINABLE[trainable]
 
 
@@ -324,12 +313,9 @@ def check_distributed(arguments: TrainingArguments, stage: str | None = None) ->
             raise ValueError(f"FSDP {version} cannot shard layers of which only LoRA trains. Set fsdp_version: 2.")
         if chosen.get("cpu_ram_efficient_loading", _launched_with("FSDP_CPU_RAM_EFFICIENT_LOADING")):
             raise ValueError("fsdp_cpu_ram_efficient_loading is not supported; set it to false.")
-    deepspeed, zero_stage = getattr(arguments, "hf_deepspeed_config", None), "0"
-    if deepspeed is not None:
-        zero_stage = deepspeed.get_value("zero_optimization.stage", 0)
-    elif _launched_with("ACCELERATE_USE_DEEPSPEED"):
-        zero_stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
-    if str(zero_stage) == "3":
+    deepspeed = getattr(arguments, "hf_deepspeed_config", None)
+    launched = _launched_with("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if str(launched if deepspeed is None else deepspeed.get_value("zero_optimization.stage", 0)) == "3":
         raise ValueError(
             "DeepSpeed's ZeRO-3 is not supported: LoRA is computed outside of its own layers' forward. Use ZeRO-2 or FSDP2 "
             "(training/distributed/)."
@@ -352,13 +338,11 @@ def check_quantisation(model: ModelArguments, arguments: TrainingArguments) -> N
 
 
 def base_dtype(arguments: ModelArguments, training: AudioLlmTrainingArguments) -> torch.dtype:
-    """Return the precision of the frozen bases; bases that train are float32. Raises ValueError for no such precision."""
+    """Return the precision of the frozen bases; bases that train are float32."""
     if trains(arguments.trainable, "audio") or trains(arguments.trainable, "llm"):
         return torch.float32
     if arguments.base_dtype is None:
         return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
-    if arguments.base_dtype not in BASE_DTYPES:
-        raise ValueError(f"--base_dtype is {arguments.base_dtype!r}; expected one of {sorted(BASE_DTYPES)}.")
     return BASE_DTYPES[arguments.base_dtype]
 
 
@@ -370,7 +354,6 @@ def check_arguments(
 
     Raises ValueError, and OSError where the output folder cannot be written to.
     """
-    base_dtype(model, training)
     check_distributed(training, stage)
     check_quantisation(model, training)
     if model.model_path is not None and model.config_fields():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import numpy as np
@@ -20,7 +20,7 @@ import soundfile
 import soxr
 import torch
 from audiollm.command_line.files import is_audio, sha256_of
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import SHARE, CheckedOptions, Expected, option
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.audio import load_waveform
 from transformers import TrainerCallback
@@ -31,8 +31,7 @@ from .rows import ExampleEncoder
 
 #: Raised when the same settings come to make another sound.
 VERSION = 1
-#: What each option may range over, widest.
-RANGES = {"speed": (0.5, 2.0), "noise_snr_db": (-5.0, 60.0), "gain_db": (-20.0, 20.0)}
+RANGES = ("speed", "noise_snr_db", "gain_db")
 SHARES = ("room_share", "telephone_share", "codec_share")
 #: Reverberation times (RT60) of rooms from a small office to a hall.
 REVERB_S = (0.15, 0.7)
@@ -53,8 +52,14 @@ DULL_RATES_HZ = (5500.0, 13_000.0)
 FILES_KEPT = 32
 
 
+def within(lowest: float, highest: float) -> Expected:
+    """Return the expectation of two numbers in order, not beyond these."""
+    words = f"two numbers, the lower first, from {lowest} to {highest}"
+    return Expected(words, lambda given: len(given) == 2 and lowest <= given[0] <= given[1] <= highest)
+
+
 @dataclass(kw_only=True)
-class WaveformAugmentation:
+class WaveformAugmentation(CheckedOptions):
     """
     Speed perturbation (Ko et al. 2015), rooms (Ko et al. 2017), additive noise, telephones, codecs and gain, in this order.
 
@@ -62,41 +67,34 @@ class WaveformAugmentation:
     Raises ValueError for what is no range or share, and FileNotFoundError where a folder holds no recording.
     """
 
-    speed: list[float] | None = option(
+    speed: Annotated[list[float], within(0.5, 2.0)] | None = option(
         None,
         "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from 0.5 to 2.",
     )
-    room_share: float = option(0.0, "Share of variants, from 0 to 1, in a room: simulated, or from --room_dir.")
+    room_share: Annotated[float, SHARE] = option(
+        0.0, "Share of variants, from 0 to 1, in a room: simulated, or from --room_dir."
+    )
     room_dir: str | None = option(None, "Folder of impulse responses, for --room_share.")
-    noise_snr_db: list[float] | None = option(
+    noise_snr_db: Annotated[list[float], within(-5.0, 60.0)] | None = option(
         None,
         "Lowest and highest ratio of speech to added noise in dB, such as 5 30, from -5 to 60. The noise is white or "
         "pink, or from --noise_dir.",
     )
     noise_dir: str | None = option(None, "Folder of recordings of noise, for --noise_snr_db.")
-    telephone_share: float = option(
+    telephone_share: Annotated[float, SHARE] = option(
         0.0,
         "Share of variants, from 0 to 1, over a telephone: 300 to 3400 Hz, and A-law, mu-law or GSM.",
     )
-    codec_share: float = option(
+    codec_share: Annotated[float, SHARE] = option(
         0.0,
         "Share of variants, from 0 to 1, after MP3, Opus or Vorbis at a low bit rate, or without high frequencies.",
     )
-    gain_db: list[float] | None = option(
+    gain_db: Annotated[list[float], within(-20.0, 20.0)] | None = option(
         None, "Lowest and highest gain in dB, such as -6 6, from -20 to 20. Nothing is clipped."
     )
 
     def __post_init__(self):
-        for name, (lowest, highest) in RANGES.items():
-            given = getattr(self, name)
-            if given is not None and not (len(given) == 2 and lowest <= given[0] <= given[1] <= highest):
-                raise ValueError(
-                    f"--{name} is {' '.join(map(str, given))}; expected two numbers, the lower first, from {lowest} to "
-                    f"{highest}."
-                )
-        for name in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected a share from 0 to 1.")
+        super().__post_init__()
         if self.noise_dir is not None and self.noise_snr_db is None:
             raise ValueError("--noise_dir needs --noise_snr_db.")
         if self.room_dir is not None and not self.room_share:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ class StoppedBySignalError(Exception):
 
     def __init__(self, number: int, step: int, max_steps: int, checkpoint: str):
         self.exit_status, self.checkpoint = 128 + number, checkpoint
+        name = signal.Signals(number).name
         super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step} of {max_steps}; {checkpoint} holds it. The same command goes on "
-            "from there."
+            f"stopped by {name} after step {step} of {max_steps}; {checkpoint} holds it. The same command goes on from there."
         )
 
 
@@ -59,10 +60,8 @@ class StopOnSignal(TrainerCallback):
         if os.getpid() == self._process:
             if number == signal.SIGINT and self.requested:
                 raise KeyboardInterrupt
-            if number == signal.SIGINT:
-                os.write(
-                    2, b"\nA checkpoint is written after this step. Ctrl-C again ends at once.\n"
-                )  # print may be at work
+            if number == signal.SIGINT:  # and print may be at work
+                os.write(2, b"\nA checkpoint is written after this step. Ctrl-C again ends at once.\n")
             self.requested = number
         else:  # a worker of the data loader, which inherited the handler
             signal.signal(number, signal.SIG_DFL)
@@ -102,19 +101,16 @@ def last_complete_checkpoint(output_dir: str | Path) -> str | None:
     """
     checkpoints = []
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            step = json.loads((folder / TRAINER_STATE_NAME).read_text())["global_step"]
-        except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or not what a Trainer writes
-            continue
-        if any(folder.glob(RANDOM_STATE_FILES)):
-            checkpoints.append((step, str(folder)))
+        # Without it, or cut off, or not what a Trainer writes.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if any(folder.glob(RANDOM_STATE_FILES)):
+                checkpoints.append((step_of(folder), str(folder)))
     return max(checkpoints)[1] if checkpoints else None
 
 
-def resumed_step(checkpoint: str | bool | None) -> int | None:
-    """Return the step of a checkpoint that a run resumes from; None without one."""
-    state = Path(checkpoint) / TRAINER_STATE_NAME if isinstance(checkpoint, str) else None
-    return json.loads(state.read_text())["global_step"] if state is not None and state.is_file() else None
+def step_of(checkpoint: str | Path) -> int:
+    """Return the step that a checkpoint was written at."""
+    return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())["global_step"]
 
 
 def claim_folder(output_dir: str | Path, identity: dict[str, str]) -> None:

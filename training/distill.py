@@ -10,12 +10,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import torch
 from audiollm.command_line.files import Journal, sha256_of
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import POSITIVE, SHARE, CheckedOptions, option
 from audiollm.corpora.audio_rows import answer_problems, read_audio_rows
 from audiollm.corpora.examples import Example
 from audiollm.corpora.rows import as_list
@@ -38,14 +38,18 @@ TEACHER_ANSWERS_FILE = "teacher_answers.jsonl"
 
 
 @dataclass
-class DistillArguments:
+class DistillArguments(CheckedOptions):
     """Options of stage distill."""
 
     _argument_group_name = "stage distill"
 
-    temperature: float = option(2.0, "Softens both distributions; above 1, unlikely tokens count for more.")
-    distill_weight: float = option(1.0, "Share of the distillation loss; the rest is cross-entropy on the responses.")
-    max_answer_tokens: int = option(
+    temperature: Annotated[float, POSITIVE] = option(
+        2.0, "Softens both distributions; above 1, unlikely tokens count for more."
+    )
+    distill_weight: Annotated[float, SHARE] = option(
+        1.0, "Share of the distillation loss; the rest is cross-entropy on the responses."
+    )
+    max_answer_tokens: Annotated[int, POSITIVE] = option(
         256,
         "Bound on answers that the teacher writes, for rows without a response. Examples whose answer does "
         "not end within it are left out, and named.",
@@ -53,14 +57,6 @@ class DistillArguments:
     response_is_transcript: bool = option(
         False, "Rows of one recording and no transcripts are transcriptions: their response is what is said."
     )
-
-    def __post_init__(self):
-        if not self.temperature > 0:
-            raise ValueError(f"--temperature is {self.temperature}; expected a number above 0.")
-        if not 0 <= self.distill_weight <= 1:
-            raise ValueError(f"--distill_weight is {self.distill_weight}; expected a number from 0 to 1.")
-        if self.max_answer_tokens < 1:
-            raise ValueError(f"--max_answer_tokens is {self.max_answer_tokens}; expected at least 1.")
 
 
 @dataclass(frozen=True)

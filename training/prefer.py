@@ -9,12 +9,12 @@ speech have taught the projector.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import torch
 from accelerate.utils import gather_object
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import POSITIVE, CheckedOptions, option
 from audiollm.corpora.audio_rows import AudioRow, read_audio_rows
 from audiollm.corpora.examples import Example
 from audiollm.processing import AudioLlmProcessor
@@ -33,18 +33,14 @@ ANSWERS = ("chosen", "rejected")
 
 
 @dataclass
-class PreferArguments:
+class PreferArguments(CheckedOptions):
     """Options of stage prefer."""
 
     _argument_group_name = "stage prefer"
 
-    beta: float = option(
+    beta: Annotated[float, POSITIVE] = option(
         0.1, "Strength of the pull towards the reference: the higher, the closer the model stays to it."
     )
-
-    def __post_init__(self):
-        if not self.beta > 0:
-            raise ValueError(f"--beta is {self.beta}; expected a number above 0.")
 
 
 def read_preference_examples(source: Any, audio_dir: str | os.PathLike[str] | None = None) -> list[AudioRow]:

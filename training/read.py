@@ -10,12 +10,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import datasets
 import numpy as np
 import torch
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import NOT_NEGATIVE, CheckedOptions, Expected, option
 from audiollm.corpora.examples import JSON_LINES_SUFFIX, json_rows
 from audiollm.corpora.prompts import PROMPT_TASKS
 from audiollm.corpora.rows import ASSISTANT
@@ -54,7 +54,7 @@ TEXT_FEATURES = {
 
 
 @dataclass
-class ReadArguments:
+class ReadArguments(CheckedOptions):
     """Options of stage read."""
 
     _argument_group_name = "stage read"
@@ -66,7 +66,7 @@ class ReadArguments:
     )
     posterior_bank: str | None = option(
         None,
-        f"What the projector hears of real speech ({BANK_FILE}, which --stage align and this stage write). "
+        f"Posteriors of real speech ({BANK_FILE}, which --stage align and this stage write). "
         "By default that of --model_path; where it has none, it is collected from --data_path.",
     )
     posterior_data_path: str | None = option(
@@ -74,26 +74,22 @@ class ReadArguments:
         "Recordings to collect the posteriors from, in a form of data_path: best such that the projector was "
         "not trained on, of which it hears less.",
     )
-    real_share: float = option(
+    real_share: Annotated[float, Expected("a share below 1", lambda share: 0 <= share < 1)] = option(
         0.2, "Share of the rows that are real recordings, drawn from --data_path; none without it."
     )
-    hearing_errors: float = option(
+    hearing_errors: Annotated[float, NOT_NEGATIVE] = option(
         1.0,
         "Misheard word pieces at the end of the run, in proportion to those of the posteriors: 0 is none, 1 "
         "as many, 2 twice as many.",
     )
-    first_hearing_errors: float = option(
+    first_hearing_errors: Annotated[float, NOT_NEGATIVE] = option(
         0.0, "The same at the beginning of the run, from where it goes in a straight line."
     )
 
     def __post_init__(self):
         if not self.text_path:
             raise ValueError("--stage read needs --text_path, a file of texts.")
-        if not 0 <= self.real_share < 1:
-            raise ValueError(f"--real_share is {self.real_share}; expected a number from 0 to below 1.")
-        for name in ("hearing_errors", "first_hearing_errors"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected a number of 0 or more.")
+        super().__post_init__()
         if self.posterior_bank is not None and self.posterior_data_path is not None:
             raise ValueError("--posterior_bank contradicts --posterior_data_path; give one of them.")
 

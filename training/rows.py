@@ -28,8 +28,6 @@ from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.audio import AudioError, read_bytes
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, ConversationError
 from tqdm.auto import tqdm
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 
 from .batching import BatchBudget
 from .feature_cache import FeatureCache
@@ -300,15 +298,9 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             handed_out, last_useful_pass = handed_out + 1, current_pass
             yield row
 
-    @property
-    def encodes(self) -> bool:
-        """Return whether rows are encoded when they are read."""
-        return self.encoder.cache is not None
-
-    def resume(self, checkpoint: Path, batches_per_step: int, batch_size: int) -> None:
-        """Pass over what this process has learned from, in a checkpoint of as many workers."""
-        steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
-        self.passed_over, self.batch_size = steps * batches_per_step, batch_size
+    def resume(self, checkpoint: Path, batches: int, batch_size: int) -> None:
+        """Pass over the batches that this process has learned from, in a checkpoint of as many workers."""
+        self.passed_over, self.batch_size = batches, batch_size
         bad_rows = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
         if bad_rows.is_file():
             self.bad.update(json.loads(bad_rows.read_text()))

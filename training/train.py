@@ -32,7 +32,7 @@ from .arguments import (
     check_arguments,
 )
 from .augmentation import BatchAugmentation, WaveformVariants
-from .checkpointing import StoppedBySignalError, last_complete_checkpoint, resumed_step
+from .checkpointing import StoppedBySignalError, last_complete_checkpoint, step_of
 from .collator import pack_batch, uses_flash
 from .command_line import STAGE_OPTIONS, parse_arguments
 from .evaluating import PatienceCallback, listening_evaluation
@@ -42,7 +42,6 @@ from .trainer import AudioLlmTrainer, write_card_if_mine
 
 #: Each stage's module reads its rows (`open_data`) and builds its Trainer (`build`).
 STAGES: dict[str, Any] = {"align": align, "read": read, "instruct": instruct, "distill": distill, "prefer": prefer}
-#: What a shell reports of a program that SIGTERM ended.
 #: Errors of which the command shows the message alone.
 REFUSALS = (TrainingError, DownloadError, ExamplesError, ConversationError, AudioError, CardError, OSError)
 DISK_ADVICE = "checkpoints that are whole stay: make room, and the same command goes on from the last one"
@@ -105,21 +104,21 @@ def train(
     # Under FSDP the model is in pieces afterwards.
     before = None if trainer.is_fsdp_enabled else text_logits(prepared.model, prepared.processor.tokenizer)
     resume = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
+    resumed_from = step_of(resume) if resume else None  # before it is rotated away
     if resume:
         print(f"Resuming from {resume}.")
     trainer.train(resume_from_checkpoint=resume)
-    trainer.finish()
     if training_arguments.should_save:  # before it is saved, which pushes it as well
         outcome = {
             "rows": None if data_arguments.streaming else len(examples),
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
             "final_loss": next((entry["loss"] for entry in trainer.state.log_history[::-1] if "loss" in entry), None),
-            "resumed_from": resumed_step(resume),
+            "resumed_from": resumed_from,
         }
         arguments = (model_arguments, data_arguments, training_arguments, own)
         record_run(prepared, name, arguments, started, outcome)
-    trainer.save_result()
+    trainer.save_model()
     trainer.save_state()
     if training_arguments.should_save:
         if before is not None:

@@ -21,6 +21,7 @@ from audiollm.training.align import (
 from audiollm.training.arguments import AudioLlmTrainingArguments
 from audiollm.training.collator import pad_windows
 from audiollm.training.feature_cache import FeatureCache
+from runs import logged
 from tiny_models import randomise_trainables
 
 #: Short enough for the shortest clip's four slots: a character is a token, and so is the space before it.
@@ -36,7 +37,6 @@ def align(model, cache, keys, transcripts, options: AudioLlmTrainingArguments) -
     """The Trainer after its run."""
     trainer = AlignTrainer(model, cache, keys, transcripts, options)
     trainer.train()
-    trainer.finish()
     return trainer
 
 
@@ -125,7 +125,7 @@ def test_the_loss_falls_the_clips_are_read_right_and_only_the_projector_changes(
     before = {name: value.clone() for name, value in model.state_dict().items()}
     options = arguments(tmp_path / "run", max_steps=80, learning_rate=1e-2, batch_size=10)
     alignment = align(model, cache, keys, TRANSCRIPTS, options)
-    losses = [loss for _, loss in alignment.losses]
+    losses = logged(alignment)
     assert len(losses) == 80 and losses[-1] < 0.1 * losses[0]
     assert greedy_transcripts(alignment, cache, keys) == TRANSCRIPTS
     after = model.state_dict()
