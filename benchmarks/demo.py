@@ -132,7 +132,8 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
     )
     texts = list(prompts["text"])[: len(keys)]
     with contextlib.redirect_stdout(io.StringIO()):  # where the Trainer prints every loss
-        trainer = AlignTrainer(model, cache, keys, texts, arguments, [budget])
+        trainer = AlignTrainer(model, cache, keys, texts, arguments)
+        trainer.add_callback(budget)
         trainer.augmentation = BatchAugmentation(processor)
         trainer.train()
     model.eval()

@@ -64,12 +64,10 @@ class WaveformAugmentation(CheckedOptions):
     Speed perturbation (Ko et al. 2015), rooms (Ko et al. 2017), additive noise, telephones, codecs and gain, in this order.
 
     Every number is drawn uniformly from its range. A share is the probability that a recording is changed in that way.
-    Raises ValueError for what is no range or share, and FileNotFoundError where a folder holds no recording.
     """
 
     speed: Annotated[list[float], within(0.5, 2.0)] | None = option(
-        None,
-        "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from 0.5 to 2.",
+        None, "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from 0.5 to 2."
     )
     room_share: Annotated[float, SHARE] = option(
         0.0, "Share of variants, from 0 to 1, in a room: simulated, or from --room_dir."
@@ -82,8 +80,7 @@ class WaveformAugmentation(CheckedOptions):
     )
     noise_dir: str | None = option(None, "Folder of recordings of noise, for --noise_snr_db.")
     telephone_share: Annotated[float, SHARE] = option(
-        0.0,
-        "Share of variants, from 0 to 1, over a telephone: 300 to 3400 Hz, and A-law, mu-law or GSM.",
+        0.0, "Share of variants, from 0 to 1, over a telephone: 300 to 3400 Hz, and A-law, mu-law or GSM."
     )
     codec_share: Annotated[float, SHARE] = option(
         0.0,
@@ -99,8 +96,10 @@ class WaveformAugmentation(CheckedOptions):
             raise ValueError("--noise_dir needs --noise_snr_db.")
         if self.room_dir is not None and not self.room_share:
             raise ValueError("--room_dir needs --room_share.")
-        self._noise_files = recordings_below(self.noise_dir, "--noise_dir") if self.noise_dir is not None else ()
-        self._room_files = recordings_below(self.room_dir, "--room_dir") if self.room_dir is not None else ()
+        self._noise_files, self._room_files = (
+            () if folder is None else recordings_below(folder, option)
+            for folder, option in ((self.noise_dir, "--noise_dir"), (self.room_dir, "--room_dir"))
+        )
 
     def waveform_options(self) -> list[str]:
         """Return the options given that change a recording."""
@@ -108,11 +107,15 @@ class WaveformAugmentation(CheckedOptions):
 
     @cached_property
     def key(self) -> str:
-        """Settings, and a digest of the files of noise and rooms: the same for the same sound."""
+        """Return settings, and a digest of the files of noise and rooms: the same for the same sound."""
+        noises, rooms = (
+            sha256_of("".join(sorted(map(sha256_of, files))).encode())
+            for files in (self._noise_files, self._room_files)
+        )
         ranges = (getattr(self, name) and tuple(getattr(self, name)) for name in RANGES)
-        settings: list[Any] = [VERSION, *ranges, _digest_of_files(self._noise_files)]
+        settings: list[Any] = [VERSION, *ranges, noises]
         if self.room_share:
-            settings += ["rooms", self.room_share, REVERB_S, _digest_of_files(self._room_files)]
+            settings += ["rooms", self.room_share, REVERB_S, rooms]
         for name in ("telephone_share", "codec_share"):
             if getattr(self, name):
                 settings += [name, getattr(self, name)]
@@ -219,15 +222,11 @@ def fit(waveform: np.ndarray, samples: int) -> np.ndarray:
 
 
 def pink(white: np.ndarray) -> np.ndarray:
-    """White noise `(samples,)` with its power made to fall by 3 dB an octave."""
+    """Return white noise `(samples,)` with its power made to fall by 3 dB an octave."""
     spectrum = np.fft.rfft(white)
     spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
     spectrum[0] = 0
     return np.fft.irfft(spectrum, n=len(white))
-
-
-def _digest_of_files(files: Sequence[str]) -> str:
-    return sha256_of("".join(sorted(map(sha256_of, files))).encode())
 
 
 @lru_cache(maxsize=FILES_KEPT)
@@ -252,9 +251,7 @@ class WaveformVariants:
     """A number of variants of each training recording, which depend on it and the augmentation alone: runs share them."""
 
     def __init__(self, cache: FeatureCache, augmentation: WaveformAugmentation, count: int):
-        self.cache = cache
-        self.augmentation = augmentation
-        self.count = count
+        self.cache, self.augmentation, self.count = cache, augmentation, count
 
     def keys(self, key: str) -> list[str]:
         """Return the cache keys of a recording's variants, given that of the recording."""
@@ -266,10 +263,8 @@ class WaveformVariants:
         recordings = {key: read for examples in sources for key, read in encoder.recordings(examples).items()}
 
         def vary(own_key: str, read: Callable[[], Any]) -> np.ndarray:
-            generator = np.random.default_rng(int(own_key, 16))
-            return self.augmentation(
-                self.cache.processor.load_audio(read()), self.cache.processor.sampling_rate, generator
-            )
+            waveform, rate = self.cache.processor.load_audio(read()), self.cache.processor.sampling_rate
+            return self.augmentation(waveform, rate, np.random.default_rng(int(own_key, 16)))
 
         variants = {own: partial(vary, own, read) for key, read in recordings.items() for own in self.keys(key)}
         if announce:
@@ -281,12 +276,7 @@ class WaveformVariants:
         self.cache.fill(variants, progress)
 
     def dataset(self, rows: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, "VariantChoice"]:
-        """
-        Return rows that take other variants in every epoch, and the callback that tells them the epoch.
-
-        Rows have `audio`, the keys of recordings that were added; and `input_ids` and `labels` where
-        recordings have audio tokens in them. The `length` of each is that with its longest variants.
-        """
+        """Return rows with other variants in every epoch, of the longest ones' `length`, and the callback that they need."""
         has_slots = "input_ids" in rows.column_names
         table, longer = {}, {}
         for key in dict.fromkeys(key for audio in rows["audio"] for key in audio):
@@ -312,9 +302,7 @@ class VariantChoice(TrainerCallback):
     """
 
     def __init__(self, table: dict[str, list[tuple[str, int]]], slot_id: int, seed: int):
-        self.table = table
-        self.slot_id = slot_id
-        self.seed = seed
+        self.table, self.slot_id, self.seed = table, slot_id, seed
         #: Shared with worker processes, which may outlive an epoch.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -349,8 +337,7 @@ class FeatureAugmentation:
     """
     SpecAugment (Park et al. 2019, arXiv:1904.08779) on encoder frames instead of log-mel ones, and a change of tempo.
 
-    The encoder need not run again, so that the cache stays useful. Draws come from torch's global generator, whose
-    state a checkpoint keeps.
+    Draws come from torch's global generator, whose state a checkpoint keeps.
     """
 
     time_masks: int = 2  # stretches of frames set to zero
@@ -389,12 +376,7 @@ def _span(total: int, max_share: float) -> tuple[int, int]:
 
 
 class BatchAugmentation:
-    """
-    Varies the encoder output of a batch, as [`AudioLlmCollator`] makes it with a cache.
-
-    A change of tempo changes the number of a recording's audio tokens. Draws come from torch's global generator, so this
-    happens in the step, not in the collator, which works ahead: a resumed run would draw other numbers.
-    """
+    """Varies encoder output and audio tokens of a batch, in the step: the collator, which works ahead, must not draw."""
 
     def __init__(self, processor: AudioLlmProcessor, features: FeatureAugmentation | None = None):
         self.processor, self.features = processor, features or FeatureAugmentation()

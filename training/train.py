@@ -6,8 +6,8 @@
 
 import signal
 import sys
+import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -59,32 +59,23 @@ def train(
     """
     Train, resuming where an earlier run into the same folder was cut off, and save what was trained.
 
-    Args:
-        model_arguments, data_arguments, training_arguments: what the command line says, or its defaults.
-        stage_arguments: the stage; instruct when not given.
-        own_arguments: the stage's own options, such as `DistillArguments`; their defaults when not given.
-        callbacks: the Trainer's.
+    The stage is instruct when not given; `own_arguments` are its own options, such as `DistillArguments`.
 
-    Returns:
-        The trainer, with the trained model in `trainer.model`; of stage align, with its projector there.
-
-    Raises:
-        ValueError: options contradict each other.
-        ExamplesError: examples are malformed; all are listed, before anything is loaded.
-        FileNotFoundError: a file or folder is not there.
-        AudioError: a recording cannot be used.
-        StoppedBySignalError: SIGTERM came; a checkpoint was written.
+    Returns the trainer, with the trained model in `trainer.model`; of stage align, with its projector there. Raises
+    ValueError for options that contradict each other, ExamplesError for malformed examples, FileNotFoundError, AudioError,
+    and StoppedBySignalError when SIGTERM came and a checkpoint was written.
     """
-    name, started = (stage_arguments or StageArguments()).stage, datetime.now(timezone.utc)
+    name, started = (stage_arguments or StageArguments()).stage, time.monotonic()
     check_arguments(model_arguments, data_arguments, training_arguments, name)
     stage, own_options = STAGES[name], STAGE_OPTIONS[name]
     own = own_options() if own_arguments is None and own_options is not None else own_arguments
     examples, held_out = stage.open_data(data_arguments, own)
 
-    patience = training_arguments.early_stopping_patience
-    callbacks = [*callbacks, *([] if patience is None else [PatienceCallback(patience)])]
-    prepared = prepare(model_arguments, data_arguments, training_arguments, name, callbacks)
+    prepared = prepare(model_arguments, data_arguments, training_arguments, name)
     trainer = stage.build(prepared, examples, held_out, own)
+    patience = training_arguments.early_stopping_patience
+    for callback in [*callbacks, *([] if patience is None else [PatienceCallback(patience)])]:
+        trainer.add_callback(callback)
     if data_arguments.augment:
         trainer.augmentation = BatchAugmentation(prepared.processor)
     if training_arguments.packing:

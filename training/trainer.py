@@ -29,14 +29,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .arguments import AudioLlmTrainingArguments, asks_for_fsdp, check_distributed
+from .arguments import AudioLlmTrainingArguments, asks_for_fsdp, check_distributed, part_of
 from .batching import BatchBudget, BudgetBatchSampler
 from .checkpointing import StopOnSignal, StoppedBySignalError, step_of
 from .rows import StreamedExamples, collate_stream
 
 #: What the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
 EVALUATION_PREFIX = "eval"
-PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
 AUDIO_TOWER = "model.audio_tower"
 
 
@@ -60,8 +59,7 @@ class EpochLengthSampler(LengthGroupedSampler):
     """
     Like lengths together, in an order that depends on seed and epoch alone.
 
-    transformers' own draws from the global generator, which a run that resumes within an epoch has in another state:
-    it would see some examples of the epoch twice and others not at all.
+    transformers' own draws from the global generator, which a run that resumes within an epoch has in another state.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int, current_epoch: Callable[[], int]):
@@ -137,14 +135,13 @@ class AudioLlmTrainer(Trainer):
 
     def train_batch_sampler(self) -> BudgetBatchSampler:
         """Return the batches of the training set within the budget."""
-        dataset: Any = self.train_dataset
+        lengths, budget = cast(Any, self.train_dataset)["length"][:], self.budget or BatchBudget()
         return BudgetBatchSampler(
-            dataset["length"][:],
-            self.budget or BatchBudget(),
-            seed=sampling_seed(self.args),
-            num_processes=self.accelerator.num_processes,
-            current_epoch=lambda: int(self.state.epoch or 0),
+            lengths, budget, sampling_seed(self.args), self.accelerator.num_processes, self._current_epoch
         )
+
+    def _current_epoch(self) -> int:
+        return int(self.state.epoch or 0)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
         """The Trainer's. A stream passes over what the checkpoint has learned from; a signal raises StoppedBySignalError."""
@@ -163,12 +160,8 @@ class AudioLlmTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
-        return EpochLengthSampler(
-            sampler.batch_size * self.args.world_size,  # the order is that of one process with as large a batch
-            lengths=sampler.lengths,
-            seed=sampling_seed(self.args),
-            current_epoch=lambda: int(self.state.epoch or 0),
-        )
+        size = sampler.batch_size * self.args.world_size  # the order is that of one process with as large a batch
+        return EpochLengthSampler(size, sampler.lengths, sampling_seed(self.args), self._current_epoch)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The Trainer's; none for a run that had ended when it was cut off or started again: it would make one more."""
@@ -219,7 +212,7 @@ class AudioLlmTrainer(Trainer):
         groups, optimizer.param_groups = optimizer.param_groups, []
         for group in groups:
             for is_projector in (True, False):
-                chosen = [p for p in group["params"] if any(k in names[id(p)] for k in PROJECTOR_KEYS) == is_projector]
+                chosen = [p for p in group["params"] if (part_of(names[id(p)]) == "projector") == is_projector]
                 if chosen:
                     settings = {**group, "params": chosen, "is_projector": is_projector}
                     optimizer.add_param_group({**settings, "lr": rate} if is_projector else settings)

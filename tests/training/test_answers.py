@@ -61,9 +61,6 @@ def batch_of(run) -> dict[str, torch.Tensor]:
     return run.data_collator(list(run.train_dataset))
 
 
-# ------------------------------------------------------------------------------------------------------------------ rows
-
-
 def test_rows_are_read_of_every_form_and_the_teacher_reads_the_transcript(corpus, tmp_path) -> None:
     row = {"text": "<audio> or <audio>?", "audio_paths": corpus.paths[:2], "transcripts": ["this", "that"]}
     (example,) = read(distill, [row])
@@ -99,9 +96,6 @@ def test_bad_rows_are_all_named(corpus, stage, fields: dict, reason: str) -> Non
     good, *bad = rows_of(stage, corpus)[:3]
     rows = [good, *({**row, **fields} for row in bad)]
     assert_rows_refused(lambda rows: read(stage, rows), rows, {"row 1", "row 2"}, reason)
-
-
-# ------------------------------------------------------------------------------------------------------------------ loss
 
 
 @torch.no_grad()
@@ -161,9 +155,6 @@ def test_same_inputs_give_exactly_nothing_to_learn_and_gradients_reach_what_trai
     assert cross_entropy == pytest.approx(tiny_model(**plain).loss.item(), rel=1e-5)
     assert loss_with(distill_weight=0.25) == pytest.approx(0.25 * only_distillation + 0.75 * cross_entropy, rel=1e-5)
     assert loss_with(temperature=4.0) != pytest.approx(only_distillation, rel=1e-3)
-
-
-# ---------------------------------------------------------------------------------------------------------------- a run
 
 
 def test_distillation_learns_and_evaluates(build) -> None:
@@ -235,9 +226,6 @@ def test_accumulated_batches_give_the_loss_of_a_large_one(
         results.append((logged(run, "loss")[0], trained))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-4)
     assert torch.allclose(results[0][1], results[1][1], atol=1e-6)
-
-
-# ------------------------------------------------------------------------------------------------ the teacher's answers
 
 
 def test_the_teacher_writes_missing_responses_once(tiny_model, tiny_processor, corpus, tmp_path) -> None:

@@ -35,9 +35,6 @@ def first(count: int, rows) -> list:
     return [row for _, row in zip(range(count), rows)]
 
 
-# ---------------------------------------------------------------------------------------------------------- mixtures
-
-
 def test_weights_are_shares_of_the_rows_of_an_epoch(tmp_path, tiny_processor) -> None:
     paths = [texts(tmp_path / f"{name}.jsonl", name, 40) for name in "ab"]
     sources = read_sources(paths)
@@ -58,9 +55,6 @@ def test_weights_are_shares_of_the_rows_of_an_epoch(tmp_path, tiny_processor) ->
     nothing = read_sources(write_rows(tmp_path / "data.json", [{"text": "x"}]))
     with pytest.raises(ExamplesError, match="no example that can be used"):
         build_mixture(nothing, ExampleEncoder(tiny_processor), skip_bad=True, progress=False)
-
-
-# ------------------------------------------------------------------------------------------------------- bad examples
 
 
 @pytest.fixture
@@ -112,9 +106,6 @@ def test_recordings_within_tables_give_the_batch_of_files(corpus, cache, tiny_mo
     assert {row["audio"][0] for row in streamed} == {cache.key(path) for path in corpus.paths[:3]}
 
 
-# ------------------------------------------------------------------------------------------------------------- budgets
-
-
 def test_accumulated_budgeted_cached_or_not_the_loss_is_that_of_one_large_batch(options, dataset) -> None:
     options = without(options, "batch_size", "max_steps")
     kinds = (
@@ -145,9 +136,6 @@ def test_budgets_of_the_command_bound_its_batches_schedule_and_resume_exactly(op
     for step in (1, per_epoch + 1):
         resumed(options, tmp_path / "run", step, tmp_path / str(step))
         assert digest(tmp_path / str(step)) == digest(tmp_path / "run")
-
-
-# ----------------------------------------------------------------------------------------------------------- streaming
 
 
 @pytest.fixture
@@ -191,20 +179,9 @@ def test_shuffle_rows_changes_the_order_of_a_stream_and_processes_share_it(tmp_p
     assert sorted(name for process in range(3) for name in order(8, process, 3)) == sorted(in_order)
     given = parse_arguments(["--data_path", path, "--streaming", "--max_steps", "1", "--shuffle_rows", "8"])[1]
     assert open_training_data(given).sources[0].shuffle_rows == 8
-
-
-def test_what_was_learned_is_passed_over_unread(lines, cache, tiny_processor) -> None:
-    def stream() -> StreamedExamples:
-        return stream_of(tiny_processor, lines, cache=cache, shuffle_rows=4, seed=3, skip_bad=True)
-
-    begun = stream()
-    expected = first(20, begun)
-    second = stream()
-    second.passed_over, second.bad = 9, set(begun.bad)
-    encoded = []
-    encode, second.encoder.encode = second.encoder.encode, lambda example: encoded.append(1) or encode(example)
-    found = first(20, second)
-    assert found[:9] == [None] * 9 and found[9:] == expected[9:] and len(encoded) == 11
+    stream = stream_of(tiny_processor, path, shuffle_rows=8)
+    whole, stream.passed_over = first(12, stream), 9
+    assert first(12, stream) == [None] * 9 + whole[9:]  # what was learned is not encoded again
 
 
 def test_streams_are_mixed_by_weight_or_in_turns(tmp_path, tiny_processor) -> None:

@@ -46,8 +46,8 @@ def test_cut_off_batches_of_like_length(whole, tmp_path, step: int) -> None:
 
 
 def test_cut_off_batches_at_random(whole, tmp_path) -> None:
-    options = [*whole[0], "--train_sampling_strategy=random", "--max_steps=6"]
-    run([*options, f"--output_dir={tmp_path / 'a'}"])
+    options = [*whole[0], "--train_sampling_strategy=random", "--max_steps=6", f"--output_dir={tmp_path / 'a'}"]
+    run(options)
     resumed(options, tmp_path / "a", 4, tmp_path / "b")
     assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(whole[1])
 
