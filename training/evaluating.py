@@ -111,7 +111,7 @@ class ListeningEvaluation:
         }
         if trainer.is_world_process_zero():
             heard, control = said["word_error"], said.get("wrong_audio_word_error", [None] * len(references))
-            samples = [
+            samples: list[dict[str, Any]] = [
                 {"row": each.row, "reference": each.reference, "hypothesis": own, "wrong_audio_hypothesis": wrong}
                 for each, own, wrong in zip(self.questions, heard, control)
             ]

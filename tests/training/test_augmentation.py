@@ -221,8 +221,9 @@ def test_epochs_seeds_and_rows_choose_differently_and_always_alike(dataset, vari
     assert taken(0, 0) == taken(0, 0.7) != taken(0, 1) != taken(0, 2)
     assert taken(0, 0) != taken(1, 0)
     firsts = [row["audio"][0] for row in dataset if row["audio"]]
-    found = [[audio[0] for audio in taken(0, epoch) if audio] for epoch in range(9)]
-    assert all({*own} == {key, *variants.keys(key)} for key, *own in zip(firsts, *found))
+    epochs = [[audio[0] for audio in taken(0, epoch) if audio] for epoch in range(9)]
+    found = {pair for epoch in epochs for pair in zip(firsts, epoch)}
+    assert found == {(key, own) for key in firsts for own in (key, *variants.keys(key))}
 
     varied, choice = variants.dataset(dataset, seed=0)
     workers = {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "fork"}
