@@ -121,14 +121,15 @@ def fine_tune(model, processor, seconds: float, folder: Path) -> dict[str, Any]:
     )
     texts = list(prompts["text"])[: len(keys)]
     with contextlib.redirect_stdout(io.StringIO()):  # since the Trainer prints every loss
-        trainer = AlignTrainer(model, cache, keys, texts, arguments, [budget])
+        trainer = AlignTrainer(model, cache, keys, texts, arguments)
+        trainer.add_callback(budget)
         trainer.augmentation = BatchAugmentation(processor)
         trainer.train()
-        trainer.finish()
     model.eval()
     model.save_pretrained(folder / "adapter")
     processor.save_pretrained(folder / "adapter")
-    return {"clips": len(keys), "steps": trainer.state.global_step, "losses": trainer.losses}
+    losses = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    return {"clips": len(keys), "steps": trainer.state.global_step, "losses": losses}
 
 
 def plot(report: dict[str, Any], path: Path) -> None:

@@ -4,9 +4,10 @@ import argparse
 import importlib.util
 import re
 import sys
-from dataclasses import field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 if TYPE_CHECKING:
     from transformers import HfArgumentParser
@@ -31,6 +32,36 @@ def option(default: Any, help: str, **more: Any) -> Any:
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata={"help": help, **more})
     return field(default=default, metadata={"help": help, **more})
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Values that an option may have, in words; annotates the option's type."""
+
+    words: str
+    allows: Callable[[Any], bool]
+
+
+def one_of(values: Iterable[str]) -> Expected:
+    """Return the expectation of one of some names."""
+    return Expected(f"one of {', '.join(values)}", tuple(values).__contains__)
+
+
+POSITIVE = Expected("a number above 0", lambda value: value > 0)
+NOT_NEGATIVE = Expected("a number of 0 or more", lambda value: 0 <= value < float("inf"))
+SHARE = Expected("a number from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+class CheckedOptions:
+    """Base of dataclasses of options. Raises ValueError for a value that its option's type does not expect."""
+
+    def __post_init__(self):
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            for expected in (each for part in (hint, *get_args(hint)) for each in getattr(part, "__metadata__", ())):
+                if value is not None and not expected.allows(value):
+                    shown = " ".join(map(str, value)) if isinstance(value, (list, tuple)) else repr(value)
+                    raise ValueError(f"--{name} is {shown}; expected {expected.words}.")
 
 
 class OptionParser(HfArgumentParser):

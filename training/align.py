@@ -2,9 +2,7 @@
 Stage *align*, the CTC warm start: teaches the projector to speak the language model's embeddings, without running it.
 
 The projector's tokens are scored against the frozen embeddings of the word pieces that occur in the transcripts, plus
-a learned blank, under connectionist temporal classification (Graves et al. 2006). The encoder's output comes from the
-cache, so that an epoch over minutes of speech takes seconds. Started cold, the same projector and LoRA do not listen at
-all after as many minutes of ordinary training.
+a learned blank, under connectionist temporal classification (Graves et al. 2006), from the encoder's cached output.
 """
 
 from collections import Counter
@@ -12,11 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, cast
 
 import datasets
 import torch
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import CheckedOptions, one_of, option
 from audiollm.corpora.examples import Example
 from audiollm.corpora.normalisers import NORMALISERS
 from audiollm.corpora.rows import ASSISTANT
@@ -28,7 +26,7 @@ from audiollm.projector import LETTER_FRAMES, PieceReadout, slot_counts
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm.auto import tqdm
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from .arguments import DataArguments, TrainingError
 from .augmentation import recordings_below
@@ -56,14 +54,14 @@ NEVER = -30.0
 
 
 @dataclass
-class AlignArguments:
+class AlignArguments(CheckedOptions):
     """Options of stage align."""
 
     _argument_group_name = "stage align"
 
-    transcript_normaliser: str = option(
+    transcript_normaliser: Annotated[str, one_of(NORMALISERS)] = option(
         "basic",
-        "What makes transcripts of responses: basic (any language with spaces: lower case, no punctuation), "
+        "Normaliser that makes transcripts of responses: basic (any language with spaces: lower case, no punctuation), "
         "english (Whisper's normaliser, which also writes numbers as digits) or none.",
     )
     no_speech_dir: str | None = option(
@@ -73,10 +71,7 @@ class AlignArguments:
     )
 
     def __post_init__(self):
-        if self.transcript_normaliser not in NORMALISERS:
-            raise ValueError(
-                f"--transcript_normaliser is {self.transcript_normaliser!r}; expected one of {', '.join(NORMALISERS)}."
-            )
+        super().__post_init__()
         self.without_speech()
 
     def without_speech(self) -> list[Example]:
@@ -91,14 +86,13 @@ class TranscribedClips(Sequence[Any]):
     """
     The rows of one recording whose response is its transcript, each read anew when it is asked for.
 
-    Others are left out, and counted in print. Then come the examples `without_speech`. Of all clips, `transcripts` has the
-    response, normalised, or None. Raises TrainingError where no row is left.
+    Others are left out, and counted in print. Then come the examples `without_speech`, whose transcript is None.
     """
 
     def __init__(self, data: InstructData, normaliser: str, without_speech: Sequence[Example] = ()):
         self.data = data
-        self.transcripts: list[str | None] = []
-        self._places: list[tuple[Sequence[Any], int]] = []
+        #: Examples, the index among them, and the normalised transcript.
+        self._clips: list[tuple[Sequence[Any], int, str | None]] = []
         left_out: Counter[str] = Counter()
         for source in data.sources:
             for index, example in enumerate(source):
@@ -111,50 +105,41 @@ class TranscribedClips(Sequence[Any]):
                 elif not any(map(str.isalnum, transcript)):
                     left_out["whose response has no words"] += 1
                 else:
-                    self._places.append((source, index))
-                    self.transcripts.append(transcript)
-        if left_out:
+                    self._clips.append((source, index, transcript))
+        if total := left_out.total():
             counts = ", ".join(f"{count} {kind}" for kind, count in sorted(left_out.items()))
-            total = left_out.total() + len(self)
-            print(f"The warm start leaves out {left_out.total()} of {total} rows: {counts}.")
-        if not self._places:
-            raise TrainingError(
-                "No row can be aligned: expected rows of one recording whose response is its transcript."
-            )
-        self._places += [(without_speech, index) for index in range(len(without_speech))]
-        self.transcripts += [None] * len(without_speech)
+            print(f"The warm start leaves out {total} of {total + len(self)} rows: {counts}.")
+        if not self._clips:
+            raise TrainingError("No row can be aligned: expected one recording, and its transcript as the response.")
+        self._clips += [(without_speech, index, None) for index in range(len(without_speech))]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._clips)
 
     def __getitem__(self, index):
-        examples, place = self._places[index]
+        examples, place, _ = self._clips[index]
         return examples[place]
 
-    def encode(self, prepared: Prepared) -> list[str]:
-        """
-        Return the cache keys of all recordings, which are encoded if need be.
-
-        Those that cannot be used are refused, all at once, or listed with other bad rows and left out.
-        """
+    def encode(self, prepared: Prepared) -> list[tuple[str, str | None]]:
+        """Return cache key and transcript of all clips, encoded if need be; bad ones are refused, or left out aloud."""
         encoder = ExampleEncoder(prepared.processor, prepared.cache)
         problems = {source.source.name: list(source.problems) for source in self.data.sources}
-        keys, usable = [], []
-        for index in tqdm(range(len(self)), desc="Checking examples", unit="example", disable=not prepared.progress):
-            clip, (examples, _) = self[index], self._places[index]
+        usable, found = [], []
+        for one in tqdm(self._clips, desc="Checking examples", unit="example", disable=not prepared.progress):
+            examples, place, transcript = one
+            clip = examples[place]
             try:
-                keys.append(encoder.measure(clip.recordings[0])[0])
-                usable.append(index)
+                found.append((encoder.measure(clip.recordings[0])[0], transcript))
+                usable.append(one)
             except EXAMPLE_ERRORS as error:
                 name = examples.source.name if isinstance(examples, Examples) else "--no_speech_dir"
                 problems.setdefault(name, []).append((clip.where, str(error)))
         settle_problems(list(problems.items()), self.data.skip_bad)
         if not usable:
             raise TrainingError("No row can be aligned: no recording can be decoded.")
-        self._places = [self._places[index] for index in usable]
-        self.transcripts = [self.transcripts[index] for index in usable]
+        self._clips = usable
         encoder.add_features(self, prepared.progress)
-        return keys
+        return found
 
 
 # ----------------------------------------------------------------------------------------------------- scores and loss
@@ -175,8 +160,7 @@ def piece_ctc_loss(
     normaliser: they are computed a chunk of slots at a time, and again for the gradients, instead of being kept.
 
     Args:
-        queries: `(clips, max_slots, hidden)`, float32; see [`audiollm.projector.PieceReadout.queries`].
-        blank_logits: `(clips, max_slots)`.
+        queries, blank_logits: `(clips, max_slots, hidden)` and `(clips, max_slots)`, of [`PieceReadout.queries`].
         directions: of the pieces, `(pieces, hidden)`; in half precision where the products are to be computed so.
         slots, target_lengths: `(clips,)`, of each clip.
         targets: classes `(clips, max_targets)`, padded with anything; piece `n` is class `n + 1`.
@@ -210,10 +194,9 @@ def _normaliser(queries: torch.Tensor, directions: torch.Tensor) -> torch.Tensor
 
 class CtcAligner(nn.Module):
     """
-    A model's projector, trained in place, with the scoring of [`audiollm.projector.PieceReadout`] that trains it.
+    A model's projector, trained in place, with the scoring of its readout of pieces, or of one for this stage only.
 
-    Where the projector reads out pieces itself, it is its own readout that is trained. The blank looks like `blank_id`, a
-    token that text fills gaps with, so that the language model takes it for nothing said.
+    The blank looks like `blank_id`, a token that text fills gaps with: the language model takes it for nothing said.
     """
 
     def __init__(self, model, token_ids: Sequence[int], blank_id: int):
@@ -236,12 +219,12 @@ class CtcAligner(nn.Module):
 
     @property
     def embeddings(self) -> torch.Tensor:
-        """The language model's input embeddings, `(vocab_size, hidden_size)`."""
+        """Input embeddings of the language model, `(vocab_size, hidden_size)`."""
         return self._input_embeddings().weight.detach()
 
     @property
     def readout(self) -> PieceReadout:
-        """The readout that scores: the projector's own, or one for this stage only."""
+        """Readout that scores: the projector's own, or one for this stage only."""
         return self.own_readout if self.projector.readout is None else self.projector.readout
 
     def forward(
@@ -254,12 +237,7 @@ class CtcAligner(nn.Module):
         letter_lengths=None,
         **kwargs,
     ) -> dict[str, Any]:
-        """
-        Return the CTC loss per word piece, and that per letter added where the model reads letters.
-
-        A clip is one window. `targets` are classes `(clips, max_pieces)`, `letters` classes `(clips, max_letters)`; where
-        their length is -1, the letters do not count.
-        """
+        """Return the CTC loss per word piece, and that per letter added; letters of length -1 do not count."""
         common, _, directions = self.readout.table(self.embeddings)
         stacked, mask = self.projector.stack(encoded_audio.float(), encoded_audio_lengths)
         projected = stacked.new_zeros(*mask.shape, len(common))
@@ -281,15 +259,11 @@ class CtcAligner(nn.Module):
 
     @torch.no_grad()
     def fit_input_norm(self, frames: Iterable[torch.Tensor]) -> None:
-        """
-        Set the gain of the projector's first norm so that every channel of the encoder varies alike.
-
-        Whisper's channels differ in spread by orders of magnitude: the loudest few would drown the rest at first.
-        """
+        """Set the gain of the first norm so that channels vary alike; Whisper's differ by orders of magnitude."""
         sample = torch.cat([clip.to(self.readout.blank) for clip in frames])
         gain = (1 / sample.std(dim=0)).clamp(max=MAX_INPUT_GAIN) * sample.square().mean().sqrt()
-        first = [self.projector.norm_pre, None if self.projector.letters is None else self.projector.letters.norm_in]
-        for norm in first:
+        letters = self.projector.letters
+        for norm in (self.projector.norm_pre, None if letters is None else letters.norm_in):
             if isinstance(norm, nn.RMSNorm):
                 norm.weight.copy_(gain.repeat(len(norm.weight) // len(gain)))
 
@@ -300,7 +274,7 @@ class CtcAligner(nn.Module):
 
         For direct tokens, cosines fix neither length nor offset: the last layer is scaled until tokens are as far from
         the common part of the embeddings as the pieces are, and then made to add that part. It has no bias, but a
-        combination of its inputs that is nearly constant does the same (found by least squares on clips of `frames`).
+        combination of its inputs that is nearly constant does the same (found by least squares on `frames`).
         """
         self.readout.blank.requires_grad_(True)
         self.readout.residual_gain.requires_grad_(True)
@@ -330,9 +304,8 @@ class PieceVocabulary(SpokenLexicon):
     """The word pieces of transcripts in their spoken form, and `more_ids`, as CTC classes."""
 
     def __init__(self, tokenizer, transcripts: Sequence[str], more_ids: Iterable[int] = ()):
-        super().__init__(
-            tokenizer, sorted({*more_ids, *(i for text in transcripts for i in piece_ids(tokenizer, text))})
-        )
+        said = (id_ for text in transcripts for id_ in piece_ids(tokenizer, text))
+        super().__init__(tokenizer, sorted({*more_ids, *said}))
 
     @property
     def blank_id(self) -> int:
@@ -353,8 +326,8 @@ def build_alignment_rows(
     """
     Return rows of `audio` (one cache key), `targets` (classes, none where the transcript is None) and `length` (frames).
 
-    With `letters`, also their classes as `letters`: None where a transcript has others, such as figures, or more than fit.
-    Clips that CTC cannot align are left out: more pieces than slots, several windows, or no words.
+    `letters` of a row are None where a transcript has others, such as figures, or more than fit. Clips that CTC cannot
+    align are left out: more pieces than slots, several windows, or no words.
     """
     rows = []
     for key, transcript in zip(keys, transcripts):
@@ -400,15 +373,7 @@ def _padded(targets: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class AlignTrainer(AudioLlmTrainer):
-    """
-    Trains the projector of a model, in place, by CTC. Raises TrainingError where no clip can be aligned.
-
-    Args:
-        model: the [`AudioLlmForConditionalGeneration`].
-        cache: holds the encoder output of `keys`.
-        keys, transcripts: the clips and what is said in them; None where nobody speaks.
-        arguments: rates, epochs and output folder of the stage.
-    """
+    """Trains the projector of a model, in place, by CTC, on clips in the cache; a transcript of None is nobody's speech."""
 
     def __init__(
         self,
@@ -417,7 +382,6 @@ class AlignTrainer(AudioLlmTrainer):
         keys: Sequence[str],
         transcripts: Sequence[str | None],
         arguments: TrainingArguments,
-        callbacks: Sequence[TrainerCallback] = (),
     ):
         spoken = [None if text is None else spoken_form(text) for text in transcripts]
         readout = model.model.multi_modal_projector.readout
@@ -428,58 +392,47 @@ class AlignTrainer(AudioLlmTrainer):
         spelled = model.config.projector_letters
         letters = None if spelled is None else SpokenLetters(spelled)
         rows = build_alignment_rows(keys, spoken, cache, self.vocabulary, letters)
-        if len(rows) < len(keys):
-            left_out = f"{len(keys) - len(rows)} of {len(keys)} clips are left out"
-            print(f"{left_out} of the warm start: too long, or too much said.")
+        if left_out := len(keys) - len(rows):
+            print(f"{left_out} of {len(keys)} clips are left out of the warm start: too long, or too much said.")
         if not any(row["targets"] for row in rows):
-            raise TrainingError(
-                "No clip can be aligned: each has several windows, or more word pieces than audio tokens."
-            )
+            raise TrainingError("No clip can be aligned: each has several windows, or more said than audio tokens.")
         add_words(model, said)
         aligner = CtcAligner(model, self.vocabulary.token_ids, self.vocabulary.blank_id)
         self.frames_to_fit = [cache.load(row["audio"][0])[0] for row in rows[:CLIPS_TO_FIT]]
         if not known:
             aligner.fit_input_norm(self.frames_to_fit)
-        super().__init__(
-            model=aligner,
-            args=arguments,
-            train_dataset=datasets.Dataset.from_list(rows),
-            data_collator=AlignmentCollator(cache),
-            callbacks=list(callbacks),
-        )
+        dataset, collator = datasets.Dataset.from_list(rows), AlignmentCollator(cache)
+        super().__init__(aligner, arguments, collator, dataset)
         self.whole_model, self.cache = model, cache
         self.spoken_clips = [(key, text) for key, text in zip(keys, transcripts) if text is not None]
 
     #: As transformers has it: the recipe's weight decay was found with it.
     get_decay_parameter_names = Trainer.get_decay_parameter_names
 
-    def finish(self) -> None:
-        """Put the projector's tokens among the language model's embeddings."""
-        aligner: Any = self.model.eval()
-        aligner.hand_over(self.frames_to_fit)
+    def train(self, *args: Any, **kwargs: Any):
+        """The Trainer's, and put the projector's tokens among the language model's embeddings."""
+        output = super().train(*args, **kwargs)
+        cast(CtcAligner, self.model.eval()).hand_over(self.frames_to_fit)
+        return output
 
-    def save_result(self) -> None:
-        """Save model and processor, and what the projector hears of the clips, for stage read."""
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's within the run; at its end, the whole model, and what the projector hears, for stage read."""
+        if _internal_call:
+            super().save_model(output_dir, _internal_call)
+            return
         if not self.args.should_save:
             return
-        self.whole_model.save_pretrained(self.args.output_dir)
-        self.cache.processor.save_pretrained(self.args.output_dir)
+        folder = Path(output_dir or str(self.args.output_dir))
+        self.whole_model.save_pretrained(folder)
+        self.cache.processor.save_pretrained(folder)
         if self.whole_model.config.projector_readout == "pieces":
             try:
                 bank = collect_posteriors(self.whole_model, self.cache, self.spoken_clips, not self.args.disable_tqdm)
             except TrainingError as error:
                 print(f"There is no {BANK_FILE} for --stage read: {error}")
             else:
-                bank.save(Path(str(self.args.output_dir)) / BANK_FILE)
+                bank.save(folder / BANK_FILE)
                 print(bank.describe())
-
-    @property
-    def losses(self) -> list[tuple[int, float]]:
-        """Steps that were logged, and the loss per word piece at each."""
-        return [(int(entry["step"]), entry["loss"]) for entry in self.state.log_history if "loss" in entry]
-
-
-# ----------------------------------------------------------------------------------------------------------- the stage
 
 
 def open_data(data_arguments: DataArguments, own: AlignArguments) -> tuple[TranscribedClips, None]:
@@ -490,7 +443,6 @@ def open_data(data_arguments: DataArguments, own: AlignArguments) -> tuple[Trans
 
 def build(prepared: Prepared, clips: TranscribedClips, held_out: None, own: AlignArguments) -> AlignTrainer:
     """Return the Trainer of this stage."""
-    model, cache = prepared.model, prepared.cache
-    assert cache is not None  # check_arguments has seen to it
-    keys = clips.encode(prepared)
-    return AlignTrainer(model, cache, keys, clips.transcripts, prepared.arguments, prepared.callbacks)
+    assert prepared.cache is not None  # check_arguments has seen to it
+    keys, transcripts = zip(*clips.encode(prepared))
+    return AlignTrainer(prepared.model, prepared.cache, keys, transcripts, prepared.arguments)

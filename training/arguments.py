@@ -3,13 +3,13 @@
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from audiollm.checkpoints import LETTERS
 from audiollm.command_line.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE
 from audiollm.command_line.files import check_writable
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import POSITIVE, CheckedOptions, one_of, option
 from audiollm.corpora.normalisers import NORMALISERS
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy
@@ -66,42 +66,47 @@ class StageArguments:
 
 
 @dataclass
-class ModelArguments:
+class ModelArguments(CheckedOptions):
     """Options of the model, and of the parts that train."""
 
     _argument_group_name = "model"
+    GROUPS = {
+        "adapter": (
+            *("stack_factor", "projector_type", "projector_hidden_size", "projector_context_layers"),
+            *("projector_readout", "projector_letters", "projector_letter_width", "projector_letter_layers"),
+            *("lora_rank", "lora_alpha", "lora_dropout", "trainable"),
+        )
+    }
 
     llama_path: str | None = option(
         None,
-        "Language model: a Hub id, a folder, or one of the embedded bases; "
-        f"{DEFAULT_TEXT_BASE} when not given. With --model_path: where the checkpoint's own lies now.",
+        f"Language model: a Hub id, a folder, or an embedded base; {DEFAULT_TEXT_BASE} when not given. With --model_path: "
+        "where the checkpoint's own lies now.",
     )
     whisper_path: str | None = option(
         None,
-        "Whisper (or Wav2Vec2-BERT) checkpoint: a Hub id, a folder, or one of the embedded bases; "
-        f"{DEFAULT_AUDIO_BASE} when not given. With --model_path: where the checkpoint's own lies now.",
+        f"Whisper (or Wav2Vec2-BERT), named in the same way; {DEFAULT_AUDIO_BASE} when not given. With --model_path: "
+        "where the checkpoint's own lies now.",
     )
     model_path: str | None = option(None, "AudioLLM checkpoint to go on from, instead of starting from two bases.")
-    base_dtype: str | None = option(
+    base_dtype: Annotated[str, one_of(BASE_DTYPES)] | None = option(
         None,
-        "Precision of the frozen bases: float32, bfloat16 or float16. By default that of --bf16 or --fp16, "
-        "else float32. What trains is always float32.",
+        "Precision of the frozen bases: float32, bfloat16 or float16; that of --bf16 or --fp16, else float32, when not "
+        "given. What trains is always float32.",
     )
     load_in_8bit: bool = option(False, "Hold the frozen language model's layers in 8 bits, through bitsandbytes.")
     load_in_4bit: bool = option(False, "Hold the frozen language model's layers in 4 bits (QLoRA's nf4).")
     attn_implementation: str | None = option(None, "Attention kernels: sdpa, eager or flash_attention_2.")
     stack_factor: int | None = option(None, "20 ms frames per audio token: 2 is 40 ms; 4 (80 ms) when not given.")
     projector_type: str | None = option(None, "swiglu, mlp or linear; swiglu when not given.")
-    projector_hidden_size: int | None = option(
-        None, "Width inside the projector; four times the language model's when not given."
-    )
+    projector_hidden_size: int | None = option(None, "Projector's inner width; four times the model's when not given.")
     projector_context_layers: int | None = option(
         None, "Blocks that let an audio token see its neighbours (gated convolutions); 0 when not given."
     )
     projector_readout: str | None = option(
         None,
-        "What an audio token is. direct: the projector's own vector, as in Ultravox. pieces: a mixture of "
-        "the language model's embeddings, which it reads far sooner. direct when not given.",
+        "direct: an audio token is the projector's own vector, as in Ultravox. pieces: it is a mixture of the language "
+        "model's embeddings, which it reads far sooner. direct when not given.",
     )
     projector_letters: str | None = option(
         None,
@@ -109,19 +114,14 @@ class ModelArguments:
         '"abcdefghijklmnopqrstuvwxyz\'"; none when not given. Only stage align trains it.',
     )
     projector_letter_width: int | None = option(None, "Width of the readout of letters; 320 when not given.")
-    projector_letter_layers: int | None = option(
-        None, "Gated convolutions of the readout of letters; 3 when not given."
-    )
+    projector_letter_layers: int | None = option(None, "Gated convolutions of that readout; 3 when not given.")
     lora_rank: int | None = option(None, "Rank of LoRA; 0 trains the projector alone; 16 when not given.")
     lora_alpha: float | None = option(None, "Scale of LoRA: its update counts alpha / rank; 32 when not given.")
-    lora_dropout: float | None = option(
-        None, "Dropout on LoRA's input; none when not given. It keeps a mask and a masked copy per layer."
-    )
-    trainable: str = option(
+    lora_dropout: float | None = option(None, "Dropout on LoRA's input, which takes memory; none when not given.")
+    trainable: Annotated[str, one_of(TRAINABLE)] = option(
         DEFAULT_TRAINABLE,
-        f"What trains: {', '.join(TRAINABLE)}. 'adapter' is projector and LoRA. With the language model "
-        "itself (llm, all), a new model gets no LoRA unless --lora_rank is given, its answers to text change, and "
-        "checkpoints are whole.",
+        f"Parts that train: {', '.join(TRAINABLE)}. 'adapter' is projector and LoRA. With the language model itself (llm, "
+        "all), a new model gets no LoRA unless --lora_rank is given, its answers to text change, and checkpoints are whole.",
     )
 
     def config_fields(self) -> dict[str, Any]:
@@ -138,17 +138,15 @@ class DataArguments(WaveformAugmentation):
 
     data_path: list[str] = option(
         [],
-        "One or several of: a JSON list, *.jsonl or *.parquet of {text with <audio>, audio_paths or audio, "
-        "response} or {messages}; a folder of Parquet files, or that save_to_disk wrote; hub:org/name?config=C&split=S&revision=R.",
+        "One or several of: a JSON list, *.jsonl or *.parquet of {text with <audio>, audio_paths or audio, response} or "
+        "{messages}; a folder of Parquet files, or that save_to_disk wrote; hub:org/name?config=C&split=S&revision=R.",
     )
     data_weights: list[float] | None = option(
         None,
-        "One number per data_path: its share of the rows of an epoch, which is as long as it takes for every "
-        "example to come at least once. Without it, each comes exactly once.",
+        "Share of each data_path in the rows of an epoch, which is as long as it takes for every example to come at least "
+        "once. Without it, each comes exactly once.",
     )
-    audio_dir: str | None = option(
-        None, "Folder that relative audio paths start from; that of the data file by default."
-    )
+    audio_dir: str | None = option(None, "Folder that relative audio paths start from; by default the data file's.")
     on_bad_example: Literal["error", "skip"] = option(
         "error", "error: list all bad examples and stop. skip: list them, and train on the others."
     )
@@ -156,42 +154,48 @@ class DataArguments(WaveformAugmentation):
         False, "Read examples as they are needed, without counting or checking them; needs --max_steps."
     )
     shuffle_rows: int = option(SHUFFLE_ROWS, "With --streaming: rows that are held to draw from; 0 for none.")
-    eval_data_path: str | None = option(
-        None, "Held-out examples, in one of the forms of data_path, for --eval_strategy."
-    )
+    eval_data_path: str | None = option(None, "Held-out examples, in a form of data_path, for --eval_strategy.")
     feature_cache: str | None = option(
-        None, "Folder for encoder output, shared by runs; 'off' encodes every batch anew."
+        None, "Folder for encoder output, shared by runs; 'off' encodes each batch anew."
     )
     augment: bool = option(False, "Vary the cached features anew in every batch: masks and tempo.")
-    waveform_variants: int = option(
+    waveform_variants: Annotated[int, POSITIVE] = option(
         3,
-        "Variants of each recording that --speed and the like make, besides itself. The encoder runs once for "
-        "each, and the cache grows by as many times.",
+        "Variants of each recording that --speed and the like make. The encoder runs once for each, and the cache grows by "
+        "as many times.",
     )
 
     def __post_init__(self):
         super().__post_init__()
         if isinstance(self.data_path, str):
             self.data_path = [self.data_path]
-        if self.waveform_variants < 1:
-            raise ValueError(f"--waveform_variants is {self.waveform_variants}; expected 1 or more.")
 
 
 @dataclass
-class AudioLlmTrainingArguments(TrainingArguments):
+class AudioLlmTrainingArguments(CheckedOptions, TrainingArguments):
     """transformers' `TrainingArguments`, with short names for the common ones and a rate for the projector."""
 
     _argument_group_name = "training"
+    GROUPS = {
+        "optimisation": (
+            *("batch_size", "max_tokens_per_batch", "num_epochs", "learning_rate", "projector_learning_rate"),
+            *("train_sampling_strategy", "packing", "lr_scheduler_type", "warmup_steps"),
+        ),
+        "evaluation": (
+            *("eval_max_samples", "eval_samples_shown", "eval_max_new_tokens", "eval_normaliser"),
+            *("metric_for_best_model", "early_stopping_patience"),
+        ),
+    }
 
     output_dir: str = option("runs/train", "Folder for checkpoints and the trained adapter.")
-    batch_size: int | None = option(
+    batch_size: Annotated[int, POSITIVE] | None = option(
         None, "Examples per device and step, whatever the next two say; short for --per_device_train_batch_size."
     )
-    max_tokens_per_batch: int | None = option(
+    max_tokens_per_batch: Annotated[int, POSITIVE] | None = option(
         None,
-        "Instead of --batch_size: tokens per device and batch, those of audio and padding included, in batches of like length.",
+        "Instead of --batch_size: tokens per device and batch, audio and padding included, in batches of like length.",
     )
-    num_epochs: float | None = option(None, "Passes over the data; short for --num_train_epochs.")
+    num_epochs: Annotated[float, POSITIVE] | None = option(None, "Passes over the data; short for --num_train_epochs.")
     use_wandb: bool = option(False, "Log to Weights & Biases; short for --report_to wandb.")
     learning_rate: float = option(2e-4, "Peak learning rate of LoRA.")
     projector_learning_rate: float | None = option(
@@ -202,8 +206,8 @@ class AudioLlmTrainingArguments(TrainingArguments):
     length_column_name: str = option("length", "Column that holds the tokens per example.")
     packing: bool = option(
         False,
-        "Join the examples of a batch into one row without padding, each attending to itself alone. The "
-        "loss is the same; it saves time with --attn_implementation flash_attention_2.",
+        "Join the examples of a batch into one row without padding, each attending to itself alone: the same loss, in "
+        "less time with --attn_implementation flash_attention_2.",
     )
     save_total_limit: int | None = option(2, "How many checkpoints to keep.")
     lr_scheduler_type: str = option("cosine", "Schedule of the learning rates.")
@@ -212,22 +216,23 @@ class AudioLlmTrainingArguments(TrainingArguments):
     report_to: None | str | list[str] = option(  # noqa: RUF036 - the order that HfArgumentParser can read
         None, "Tracker to log to, such as tensorboard; none when not given."
     )
-    hub_strategy: str = option("end", "When --push_to_hub uploads: at the end.")
+    hub_strategy: Annotated[str, one_of(["end"])] = option(
+        "end", "When --push_to_hub uploads: only at the end, since checkpoints on the way hold your token."
+    )
     eval_max_samples: int = option(
         100, "Held-out rows that word error is scored on, evenly spaced over the file. The loss is that of all rows."
     )
     eval_samples_shown: int = option(5, "How many of their answers are printed. eval_samples.jsonl has all.")
     eval_max_new_tokens: int = option(200, "Longest answer in tokens; 30 s of fast speech are about 100 words.")
-    eval_normaliser: str = option(
+    eval_normaliser: Annotated[str, one_of(NORMALISERS)] = option(
         "english",
-        "Normalises texts before words are compared: english (Whisper's normaliser), basic (any language with "
-        "spaces: lower case, no punctuation) or none.",
+        "Normaliser of texts whose words are compared: english (Whisper's), basic (any language with spaces: lower case, no "
+        "punctuation) or none.",
     )
     metric_for_best_model: str | None = option(None, "Metric of --load_best_model_at_end: loss or word_error.")
     early_stopping_patience: int | None = option(
         None,
-        "Stop after so many evaluations in a row without a better --metric_for_best_model. Needs "
-        "--load_best_model_at_end.",
+        "Stop after so many evaluations without a better --metric_for_best_model. Needs --load_best_model_at_end.",
     )
 
     def __post_init__(self):
@@ -240,25 +245,16 @@ class AudioLlmTrainingArguments(TrainingArguments):
         if self.label_smoothing_factor:
             # The Trainer's own smoothing takes this model's labels for shifted ones: it would learn to repeat tokens.
             raise ValueError("--label_smoothing_factor is not supported.")
-        if self.eval_normaliser not in NORMALISERS:
-            raise ValueError(f"--eval_normaliser is {self.eval_normaliser!r}; expected one of {sorted(NORMALISERS)}.")
-        for name in ("batch_size", "num_epochs", "max_tokens_per_batch"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"--{name} is {value}; expected a positive number.")
         if self.batch_size is not None:
             self.per_device_train_batch_size = self.batch_size
         if self.num_epochs is not None:
             self.num_train_epochs = self.num_epochs
         if self.report_to is None:
             self.report_to = ["wandb"] if self.use_wandb else "none"
-        if self.hub_strategy != "end":
-            raise ValueError(
-                "--hub_strategy can only be end: checkpoints on the way hold pickles with your token in them."
-            )
         if (self.metric_for_best_model or "").removeprefix("eval_") == WORD_ERROR:
             self.greater_is_better = False  # transformers takes every metric but a loss for one to raise
-        super().__post_init__()
+        CheckedOptions.__post_init__(self)
+        TrainingArguments.__post_init__(self)
 
     def batch_budget(self, packed: bool = False) -> BatchBudget | None:
         """Return the bounds of a batch, its rows packed or padded; None where it is a number of rows."""
@@ -268,9 +264,7 @@ class AudioLlmTrainingArguments(TrainingArguments):
 
 
 def trains(trainable: str, part: str) -> bool:
-    """Return whether a part trains: "projector", "lora", "audio" or "llm". Raises ValueError for no such choice."""
-    if trainable not in TRAINABLE:
-        raise ValueError(f"--trainable is {trainable!r}; expected one of {', '.join(TRAINABLE)}.")
+    """Return whether a part trains: "projector", "lora", "audio" or "llm"."""
     return part in TRAINABLE[trainable]
 
 
@@ -284,12 +278,7 @@ def part_of(name: str) -> str:
 
 
 def set_trainable(model: PreTrainedModel, trainable: str) -> None:
-    """
-    Make the weights of one of `TRAINABLE` require gradients, and no others.
-
-    A base that trains is no longer the one its id names: the configuration forgets the id, and the model saves itself
-    whole from then on.
-    """
+    """Make the weights of one of `TRAINABLE` require gradients alone; a base that trains is forgotten, and saved whole."""
     for name, parameter in model.named_parameters():
         own_part = trains(trainable, part_of(name))
         parameter.requires_grad_(own_part and NEVER_TRAINED not in name and LETTERS not in name)
@@ -317,23 +306,15 @@ def check_distributed(arguments: TrainingArguments, stage: str | None = None) ->
         chosen = arguments.fsdp_plugin_args or {}
         version = int(chosen.get("fsdp_version", os.environ.get("FSDP_VERSION", "1")))
         if stage in UNSHARDED_STAGES:
-            raise ValueError(
-                f"--stage {stage} is not sharded by FSDP. Run it under DDP (training/distributed/ddp.yaml)."
-            )
+            raise ValueError(f"--stage {stage} is not sharded by FSDP. Run it by training/distributed/ddp.yaml.")
         if version != 2:
             raise ValueError(f"FSDP {version} cannot shard layers of which only LoRA trains. Set fsdp_version: 2.")
         if chosen.get("cpu_ram_efficient_loading", _launched_with("FSDP_CPU_RAM_EFFICIENT_LOADING")):
             raise ValueError("fsdp_cpu_ram_efficient_loading is not supported; set it to false.")
-    deepspeed, zero_stage = getattr(arguments, "hf_deepspeed_config", None), "0"
-    if deepspeed is not None:
-        zero_stage = deepspeed.get_value("zero_optimization.stage", 0)
-    elif _launched_with("ACCELERATE_USE_DEEPSPEED"):
-        zero_stage = os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "0")
-    if str(zero_stage) == "3":
-        raise ValueError(
-            "DeepSpeed's ZeRO-3 is not supported: LoRA is computed outside of its own layers' forward. Use ZeRO-2 or FSDP2 "
-            "(training/distributed/)."
-        )
+    deepspeed = getattr(arguments, "hf_deepspeed_config", None)
+    launched = _launched_with("ACCELERATE_USE_DEEPSPEED") and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE")
+    if str(launched if deepspeed is None else deepspeed.get_value("zero_optimization.stage", 0)) == "3":
+        raise ValueError("DeepSpeed's ZeRO-3 is not supported. Use ZeRO-2 or FSDP2 (training/distributed/).")
 
 
 def check_quantisation(model: ModelArguments, arguments: TrainingArguments) -> None:
@@ -352,44 +333,32 @@ def check_quantisation(model: ModelArguments, arguments: TrainingArguments) -> N
 
 
 def base_dtype(arguments: ModelArguments, training: AudioLlmTrainingArguments) -> torch.dtype:
-    """Return the precision of the frozen bases; bases that train are float32. Raises ValueError for no such precision."""
+    """Return the precision of the frozen bases; bases that train are float32."""
     if trains(arguments.trainable, "audio") or trains(arguments.trainable, "llm"):
         return torch.float32
     if arguments.base_dtype is None:
         return torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else torch.float32
-    if arguments.base_dtype not in BASE_DTYPES:
-        raise ValueError(f"--base_dtype is {arguments.base_dtype!r}; expected one of {sorted(BASE_DTYPES)}.")
     return BASE_DTYPES[arguments.base_dtype]
 
 
 def check_arguments(
     model: ModelArguments, data: DataArguments, training: AudioLlmTrainingArguments, stage: str = DEFAULT_STAGE
 ) -> None:
-    """
-    Refuse, before anything is read or loaded, what could only fail later or would silently do nothing.
-
-    Raises ValueError, and OSError where the output folder cannot be written to.
-    """
-    base_dtype(model, training)
+    """Refuse by ValueError or OSError, before anything is loaded, what could only fail later or would do nothing."""
     check_distributed(training, stage)
     check_quantisation(model, training)
     if model.model_path is not None and model.config_fields():
         given = ", ".join(f"--{name}" for name in model.config_fields())
-        raise ValueError(
-            f"{given} shape a new model, but --model_path goes on from one that has its own; leave them out."
-        )
+        raise ValueError(f"{given} shape a new model; --model_path has one of its own. Leave them out.")
     if training.fp16 and training.device.type == "cpu":
         raise ValueError("--fp16 needs a GPU: its loss scaling does not run on a CPU. Use --bf16 here, or neither.")
     if (data.eval_data_path is not None) != (training.eval_strategy != IntervalStrategy.NO):
-        raise ValueError(
-            "--eval_data_path and --eval_strategy (epoch or steps) need each other; give both or neither."
-        )
+        raise ValueError("--eval_data_path and --eval_strategy (epoch or steps) need each other.")
     if not data.data_path and stage != "read":
         raise ValueError("--data_path is needed: what to train on.")
-    if data.data_weights is not None and (
-        len(data.data_weights) != len(data.data_path) or min(data.data_weights) <= 0
-    ):
-        raise ValueError(f"--data_weights are {data.data_weights}; expected a positive number for each --data_path.")
+    weights = data.data_weights
+    if weights is not None and (len(weights) != len(data.data_path) or min(weights) <= 0):
+        raise ValueError(f"--data_weights are {weights}; expected a positive number for each --data_path.")
     if data.streaming and training.max_steps <= 0:
         raise ValueError("--streaming cannot count its examples: say how long to train with --max_steps.")
     resume = training.resume_from_checkpoint
@@ -402,6 +371,8 @@ def check_arguments(
     names_cache = data.feature_cache not in (None, CACHE_OFF)
     trainable, one_file = f"--trainable {model.trainable}", stage in ("distill", "prefer")
     is_instruct, by_budget = stage == DEFAULT_STAGE, training.batch_budget() is not None
+    on_a_gpu = training.dataloader_num_workers and (names_cache or varied) and training.device.type != "cpu"
+    workers = "--dataloader_num_workers with --streaming and a feature cache"
     rules: list[tuple[Any, str, str]] = [
         (stage == "align" and not is_default, trainable, "it trains the projector"),
         (stage == "align" and not is_cached, "--feature_cache off", "it trains on cached features"),
@@ -409,16 +380,9 @@ def check_arguments(
         (stage == "align" and training.push_to_hub, "--push_to_hub", "push what comes after it"),
         (data.streaming and waveforms, f"{waveforms} with --streaming", "variants are made ahead, of all recordings"),
         (data.streaming and by_budget, "a batch budget with --streaming", "it needs the lengths of all rows"),
-        (
-            data.streaming
-            and training.dataloader_num_workers
-            and (names_cache or varied)
-            and training.device.type != "cpu",
-            "--dataloader_num_workers with --streaming and a feature cache",
-            "its workers cannot encode on a GPU",
-        ),
+        (data.streaming and on_a_gpu, workers, "its workers cannot encode on a GPU"),
         (data.streaming and not is_instruct, "--streaming", "it reads all rows ahead"),
-        (data.data_weights is not None and not is_instruct, "--data_weights", "it reads each row once"),
+        (weights is not None and not is_instruct, "--data_weights", "it reads each row once"),
         (training.packing and not is_instruct, "--packing", "its rows stay apart"),
         (by_budget and stage not in (DEFAULT_STAGE, "read"), "a batch budget", "its batches are so many rows"),
         (one_file and len(data.data_path) > 1, "several --data_path", "it reads one file"),

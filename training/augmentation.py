@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import numpy as np
@@ -20,7 +20,7 @@ import soundfile
 import soxr
 import torch
 from audiollm.command_line.files import is_audio, sha256_of
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import SHARE, CheckedOptions, Expected, option
 from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.audio import load_waveform
 from transformers import TrainerCallback
@@ -31,8 +31,7 @@ from .rows import ExampleEncoder
 
 #: Raised when the same settings come to make another sound.
 VERSION = 1
-#: What each option may range over, widest.
-RANGES = {"speed": (0.5, 2.0), "noise_snr_db": (-5.0, 60.0), "gain_db": (-20.0, 20.0)}
+RANGES = ("speed", "noise_snr_db", "gain_db")
 SHARES = ("room_share", "telephone_share", "codec_share")
 #: Reverberation times (RT60) of rooms from a small office to a hall.
 REVERB_S = (0.15, 0.7)
@@ -53,56 +52,54 @@ DULL_RATES_HZ = (5500.0, 13_000.0)
 FILES_KEPT = 32
 
 
+def within(lowest: float, highest: float) -> Expected:
+    """Return the expectation of two numbers in order, not beyond these."""
+    words = f"two numbers, the lower first, from {lowest} to {highest}"
+    return Expected(words, lambda given: len(given) == 2 and lowest <= given[0] <= given[1] <= highest)
+
+
 @dataclass(kw_only=True)
-class WaveformAugmentation:
+class WaveformAugmentation(CheckedOptions):
     """
     Speed perturbation (Ko et al. 2015), rooms (Ko et al. 2017), additive noise, telephones, codecs and gain, in this order.
 
     Every number is drawn uniformly from its range. A share is the probability that a recording is changed in that way.
-    Raises ValueError for what is no range or share, and FileNotFoundError where a folder holds no recording.
     """
 
-    speed: list[float] | None = option(
-        None,
-        "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from 0.5 to 2.",
+    speed: Annotated[list[float], within(0.5, 2.0)] | None = option(
+        None, "Lowest and highest factor that variants are played faster by, such as 0.9 1.1, from 0.5 to 2."
     )
-    room_share: float = option(0.0, "Share of variants, from 0 to 1, in a room: simulated, or from --room_dir.")
+    room_share: Annotated[float, SHARE] = option(
+        0.0, "Share of variants, from 0 to 1, in a room: simulated, or from --room_dir."
+    )
     room_dir: str | None = option(None, "Folder of impulse responses, for --room_share.")
-    noise_snr_db: list[float] | None = option(
+    noise_snr_db: Annotated[list[float], within(-5.0, 60.0)] | None = option(
         None,
         "Lowest and highest ratio of speech to added noise in dB, such as 5 30, from -5 to 60. The noise is white or "
         "pink, or from --noise_dir.",
     )
     noise_dir: str | None = option(None, "Folder of recordings of noise, for --noise_snr_db.")
-    telephone_share: float = option(
-        0.0,
-        "Share of variants, from 0 to 1, over a telephone: 300 to 3400 Hz, and A-law, mu-law or GSM.",
+    telephone_share: Annotated[float, SHARE] = option(
+        0.0, "Share of variants, from 0 to 1, over a telephone: 300 to 3400 Hz, and A-law, mu-law or GSM."
     )
-    codec_share: float = option(
+    codec_share: Annotated[float, SHARE] = option(
         0.0,
         "Share of variants, from 0 to 1, after MP3, Opus or Vorbis at a low bit rate, or without high frequencies.",
     )
-    gain_db: list[float] | None = option(
+    gain_db: Annotated[list[float], within(-20.0, 20.0)] | None = option(
         None, "Lowest and highest gain in dB, such as -6 6, from -20 to 20. Nothing is clipped."
     )
 
     def __post_init__(self):
-        for name, (lowest, highest) in RANGES.items():
-            given = getattr(self, name)
-            if given is not None and not (len(given) == 2 and lowest <= given[0] <= given[1] <= highest):
-                raise ValueError(
-                    f"--{name} is {' '.join(map(str, given))}; expected two numbers, the lower first, from {lowest} to "
-                    f"{highest}."
-                )
-        for name in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected a share from 0 to 1.")
+        super().__post_init__()
         if self.noise_dir is not None and self.noise_snr_db is None:
             raise ValueError("--noise_dir needs --noise_snr_db.")
         if self.room_dir is not None and not self.room_share:
             raise ValueError("--room_dir needs --room_share.")
-        self._noise_files = recordings_below(self.noise_dir, "--noise_dir") if self.noise_dir is not None else ()
-        self._room_files = recordings_below(self.room_dir, "--room_dir") if self.room_dir is not None else ()
+        self._noise_files, self._room_files = (
+            () if folder is None else recordings_below(folder, option)
+            for folder, option in ((self.noise_dir, "--noise_dir"), (self.room_dir, "--room_dir"))
+        )
 
     def waveform_options(self) -> list[str]:
         """Return the options given that change a recording."""
@@ -110,11 +107,15 @@ class WaveformAugmentation:
 
     @cached_property
     def key(self) -> str:
-        """Settings, and a digest of the files of noise and rooms: the same for the same sound."""
+        """Return settings, and a digest of the files of noise and rooms: the same for the same sound."""
+        noises, rooms = (
+            sha256_of("".join(sorted(map(sha256_of, files))).encode())
+            for files in (self._noise_files, self._room_files)
+        )
         ranges = (getattr(self, name) and tuple(getattr(self, name)) for name in RANGES)
-        settings: list[Any] = [VERSION, *ranges, _digest_of_files(self._noise_files)]
+        settings: list[Any] = [VERSION, *ranges, noises]
         if self.room_share:
-            settings += ["rooms", self.room_share, REVERB_S, _digest_of_files(self._room_files)]
+            settings += ["rooms", self.room_share, REVERB_S, rooms]
         for name in ("telephone_share", "codec_share"):
             if getattr(self, name):
                 settings += [name, getattr(self, name)]
@@ -221,15 +222,11 @@ def fit(waveform: np.ndarray, samples: int) -> np.ndarray:
 
 
 def pink(white: np.ndarray) -> np.ndarray:
-    """White noise `(samples,)` with its power made to fall by 3 dB an octave."""
+    """Return white noise `(samples,)` with its power made to fall by 3 dB an octave."""
     spectrum = np.fft.rfft(white)
     spectrum[1:] /= np.sqrt(np.arange(1, len(spectrum)))
     spectrum[0] = 0
     return np.fft.irfft(spectrum, n=len(white))
-
-
-def _digest_of_files(files: Sequence[str]) -> str:
-    return sha256_of("".join(sorted(map(sha256_of, files))).encode())
 
 
 @lru_cache(maxsize=FILES_KEPT)
@@ -254,9 +251,7 @@ class WaveformVariants:
     """A number of variants of each training recording, which depend on it and the augmentation alone: runs share them."""
 
     def __init__(self, cache: FeatureCache, augmentation: WaveformAugmentation, count: int):
-        self.cache = cache
-        self.augmentation = augmentation
-        self.count = count
+        self.cache, self.augmentation, self.count = cache, augmentation, count
 
     def keys(self, key: str) -> list[str]:
         """Return the cache keys of a recording's variants, given that of the recording."""
@@ -268,10 +263,8 @@ class WaveformVariants:
         recordings = {key: read for examples in sources for key, read in encoder.recordings(examples).items()}
 
         def vary(own_key: str, read: Callable[[], Any]) -> np.ndarray:
-            generator = np.random.default_rng(int(own_key, 16))
-            return self.augmentation(
-                self.cache.processor.load_audio(read()), self.cache.processor.sampling_rate, generator
-            )
+            waveform, rate = self.cache.processor.load_audio(read()), self.cache.processor.sampling_rate
+            return self.augmentation(waveform, rate, np.random.default_rng(int(own_key, 16)))
 
         variants = {own: partial(vary, own, read) for key, read in recordings.items() for own in self.keys(key)}
         if announce:
@@ -283,12 +276,7 @@ class WaveformVariants:
         self.cache.fill(variants, progress)
 
     def dataset(self, rows: datasets.Dataset, seed: int) -> tuple[datasets.Dataset, "VariantChoice"]:
-        """
-        Return rows that take other variants in every epoch, and the callback that tells them the epoch.
-
-        Rows have `audio`, the keys of recordings that were added; and `input_ids` and `labels` where
-        recordings have audio tokens in them. The `length` of each is that with its longest variants.
-        """
+        """Return rows with other variants in every epoch, of the longest ones' `length`, and the callback that they need."""
         has_slots = "input_ids" in rows.column_names
         table, longer = {}, {}
         for key in dict.fromkeys(key for audio in rows["audio"] for key in audio):
@@ -314,9 +302,7 @@ class VariantChoice(TrainerCallback):
     """
 
     def __init__(self, table: dict[str, list[tuple[str, int]]], slot_id: int, seed: int):
-        self.table = table
-        self.slot_id = slot_id
-        self.seed = seed
+        self.table, self.slot_id, self.seed = table, slot_id, seed
         #: Shared with worker processes, which may outlive an epoch.
         self.epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
@@ -351,8 +337,7 @@ class FeatureAugmentation:
     """
     SpecAugment (Park et al. 2019, arXiv:1904.08779) on encoder frames instead of log-mel ones, and a change of tempo.
 
-    The encoder need not run again, so that the cache stays useful. Draws come from torch's global generator, whose
-    state a checkpoint keeps.
+    Draws come from torch's global generator, whose state a checkpoint keeps.
     """
 
     time_masks: int = 2  # stretches of frames set to zero
@@ -391,12 +376,7 @@ def _span(total: int, max_share: float) -> tuple[int, int]:
 
 
 class BatchAugmentation:
-    """
-    Varies the encoder output of a batch, as [`AudioLlmCollator`] makes it with a cache.
-
-    A change of tempo changes the number of a recording's audio tokens. Draws come from torch's global generator, so this
-    happens in the step, not in the collator, which works ahead: a resumed run would draw other numbers.
-    """
+    """Varies encoder output and audio tokens of a batch, in the step: the collator, which works ahead, must not draw."""
 
     def __init__(self, processor: AudioLlmProcessor, features: FeatureAugmentation | None = None):
         self.processor, self.features = processor, features or FeatureAugmentation()

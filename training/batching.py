@@ -2,7 +2,7 @@
 Batches of bounded size instead of a fixed number of rows: by tokens, padding included.
 
 Rows of like length come together, in an order that depends on seed and epoch alone: a run that resumes, or has another
-number of processes, sees the same batches. Their number is that of every epoch, so that schedule and progress are right.
+number of processes, sees the same batches, as many in every epoch.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +40,7 @@ class BudgetBatchSampler(Sampler[list[int]]):
 
     With several processes, each takes every n-th batch. Where their number does not divide, the batches of the last
     step are split, so that each process gets one and the step still holds the same rows. `lengths` are the tokens of each
-    row; `current_epoch` tells which epoch begins. Raises ValueError where a row does not fit, or there is none.
+    row; `current_epoch` tells which epoch begins. Raises ValueError where a row does not fit.
     """
 
     def __init__(
@@ -51,14 +51,10 @@ class BudgetBatchSampler(Sampler[list[int]]):
         num_processes: int = 1,
         current_epoch: Callable[[], int] = int,
     ):
-        if not len(lengths):
-            raise ValueError("There are no rows to make batches of.")
         for index, tokens in enumerate(lengths):
             if problem := budget.problem(tokens):
                 raise ValueError(f"Row {index} {problem}.")
-        self.seed = seed
-        self.num_processes = num_processes
-        self.current_epoch = current_epoch
+        self.seed, self.num_processes, self.current_epoch = seed, num_processes, current_epoch
         sizes = [_bucket(tokens, budget.max_tokens) for tokens in lengths]
         order = sorted(range(len(sizes)), key=sizes.__getitem__)
         #: Rows of one bucket, from the shortest bucket to the longest.
@@ -77,10 +73,8 @@ class BudgetBatchSampler(Sampler[list[int]]):
         """Return all batches of an epoch, of all processes, in order."""
         random = np.random.default_rng([self.seed, epoch])
         rows = [int(index) for bucket in self.buckets for index in random.permutation(bucket)]
-        bounds = pairwise(accumulate(self.rows_in_batch, initial=0))
-        batches = [rows[start:end] for start, end in bounds]
-        batches = [batches[index] for index in random.permutation(len(batches))]
-        return self._even(batches)
+        batches = [rows[start:end] for start, end in pairwise(accumulate(self.rows_in_batch, initial=0))]
+        return self._even([batches[index] for index in random.permutation(len(batches))])
 
     def _even(self, batches: list[list[int]]) -> list[list[int]]:
         """Return as many batches as all processes can share, if there are rows enough."""

@@ -4,11 +4,12 @@ import json
 import os
 import signal
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -25,9 +26,9 @@ class StoppedBySignalError(Exception):
 
     def __init__(self, number: int, step: int, max_steps: int, checkpoint: str):
         self.exit_status, self.checkpoint = 128 + number, checkpoint
+        name = signal.Signals(number).name
         super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step} of {max_steps}; {checkpoint} holds it. The same command goes on "
-            "from there."
+            f"stopped by {name} after step {step} of {max_steps}; {checkpoint} holds it. The same command goes on from there."
         )
 
 
@@ -36,7 +37,6 @@ class StopOnSignal(TrainerCallback):
     Ends a run, with a checkpoint, at the end of the step in which SIGTERM or Ctrl-C came; a second Ctrl-C ends it at once.
 
     transformers' own (`enable_jit_checkpoint`) may save within a step, where a resumed run would draw other numbers.
-    With several processes all stop at the same step, whichever of them got the signal.
     """
 
     def __init__(self):
@@ -59,10 +59,8 @@ class StopOnSignal(TrainerCallback):
         if os.getpid() == self._process:
             if number == signal.SIGINT and self.requested:
                 raise KeyboardInterrupt
-            if number == signal.SIGINT:
-                os.write(
-                    2, b"\nA checkpoint is written after this step. Ctrl-C again ends at once.\n"
-                )  # print may be at work
+            if number == signal.SIGINT:  # and print may be at work
+                os.write(2, b"\nA checkpoint is written after this step. Ctrl-C again ends at once.\n")
             self.requested = number
         else:  # a worker of the data loader, which inherited the handler
             signal.signal(number, signal.SIG_DFL)
@@ -70,7 +68,11 @@ class StopOnSignal(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         """Ask for a checkpoint if the signal came."""
-        self._stopping = self._requested_anywhere(args)
+        self._stopping = self.requested
+        if args.world_size > 1:  # whichever process got it, all stop at the same step
+            requested = torch.tensor(self.requested, device=args.device)
+            torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
+            self._stopping = int(requested)
         if self._stopping:
             control.should_save = True
 
@@ -80,13 +82,6 @@ class StopOnSignal(TrainerCallback):
             folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             raise StoppedBySignalError(self._stopping, state.global_step, state.max_steps, str(folder))
 
-    def _requested_anywhere(self, args: TrainingArguments) -> int:
-        if args.world_size == 1:
-            return self.requested
-        requested = torch.tensor(self.requested, device=args.device)
-        torch.distributed.all_reduce(requested, op=torch.distributed.ReduceOp.MAX)
-        return int(requested)
-
     def restore(self) -> None:
         """Restore the previous handlers."""
         for number, handler in self._previous.items():
@@ -95,34 +90,23 @@ class StopOnSignal(TrainerCallback):
 
 
 def last_complete_checkpoint(output_dir: str | Path) -> str | None:
-    """
-    Return the newest complete checkpoint of a run, or None.
-
-    Skipped are those without a whole `trainer_state.json`, which comes last, and those of `--save_only_model`.
-    """
+    """Return a run's newest checkpoint with more than weights and a whole `trainer_state.json`, which comes last; or None."""
     checkpoints = []
     for folder in Path(output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
-        try:
-            step = json.loads((folder / TRAINER_STATE_NAME).read_text())["global_step"]
-        except (OSError, ValueError, KeyError, TypeError):  # missing, cut off, or not what a Trainer writes
-            continue
-        if any(folder.glob(RANDOM_STATE_FILES)):
-            checkpoints.append((step, str(folder)))
+        # Without it, or cut off, or not what a Trainer writes.
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            if any(folder.glob(RANDOM_STATE_FILES)):
+                checkpoints.append((step_of(folder), str(folder)))
     return max(checkpoints)[1] if checkpoints else None
 
 
-def resumed_step(checkpoint: str | bool | None) -> int | None:
-    """Return the step of a checkpoint that a run resumes from; None without one."""
-    state = Path(checkpoint) / TRAINER_STATE_NAME if isinstance(checkpoint, str) else None
-    return json.loads(state.read_text())["global_step"] if state is not None and state.is_file() else None
+def step_of(checkpoint: str | Path) -> int:
+    """Return the step that a checkpoint was written at."""
+    return json.loads((Path(checkpoint) / TRAINER_STATE_NAME).read_text())["global_step"]
 
 
 def claim_folder(output_dir: str | Path, identity: dict[str, str]) -> None:
-    """
-    Record which run a folder's checkpoints belong to: the options that a resumed run must share, such as the stage.
-
-    Raises TrainingError where it holds checkpoints of another.
-    """
+    """Record the options that a folder's checkpoints belong to; raise TrainingError where it holds others'."""
     file = Path(output_dir) / STAGE_FILE
     try:
         found = json.loads(file.read_text())
@@ -130,8 +114,6 @@ def claim_folder(output_dir: str | Path, identity: dict[str, str]) -> None:
         found = identity
     if found != identity and last_complete_checkpoint(output_dir) is not None:
         theirs, ours = (", ".join(f"--{name} {value}" for name, value in one.items()) for one in (found, identity))
-        raise TrainingError(
-            f"--output_dir {output_dir} holds checkpoints of {theirs}; this run is {ours}. Give it another folder; "
-            "--model_path goes on from what the other run learned."
-        )
+        held = f"--output_dir {output_dir} holds checkpoints of {theirs}; this run is {ours}"
+        raise TrainingError(f"{held}. Give it another folder; --model_path goes on from what the other run learned.")
     file.write_text(json.dumps(identity, indent=1) + "\n")

@@ -24,14 +24,10 @@ class ConversationCollator:
     `<audio>` in the text. One batch keeps to one of the two ways. Rows without audio may be mixed in.
 
     With the Trainer pass `remove_unused_columns=False`: the model knows no column of that name.
-
-    Attributes:
-        processor: the model's.
-        pad_to_multiple_of: rounds the length up, for hardware that likes it.
     """
 
-    processor: AudioLlmProcessor
-    pad_to_multiple_of: int | None = None
+    processor: AudioLlmProcessor  # the model's
+    pad_to_multiple_of: int | None = None  # rounds the length up, for hardware that likes it
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """Return `input_ids`, `attention_mask` and `labels` `(rows, length)`, and the features of all recordings."""
@@ -58,12 +54,7 @@ class AudioLlmCollator:
     cache: FeatureCache | None = None
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """
-        Returns:
-            `input_ids`, `attention_mask`, `labels` `(batch, length)`; and for rows with audio `encoded_audio`
-            `(windows, max_frames, d_model)` with `encoded_audio_lengths` `(windows,)`, or `input_features` and
-            `input_features_mask`.
-        """
+        """Return `input_ids`, `attention_mask`, `labels` `(batch, length)`, and what [`audio_inputs`] has of recordings."""
         encoded = [(row["input_ids"], row["labels"]) for row in rows]
         batch = pad_rows(encoded, self.processor.tokenizer.pad_token_id)
         recordings = [recording for row in rows for recording in row["audio"]]
@@ -73,7 +64,8 @@ class AudioLlmCollator:
         """Return what the model is given of recordings: encoder frames as [`pad_windows`] pads them, or features."""
         if self.cache is None:
             return self.processor.batch_features([self.processor.load_audio(path) for path in recordings])
-        return pad_windows([window for key in recordings for window in cached_windows(self.cache, key)])
+        found = map(self.cache.load, recordings)
+        return pad_windows([window for frames, lengths in found for window in frames.split(lengths.tolist())])
 
 
 def pad_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int) -> dict[str, torch.Tensor]:
@@ -109,12 +101,6 @@ def resize_slots(
     return [token_id for token_id, _ in pairs], [label for _, label in pairs]
 
 
-def cached_windows(cache: FeatureCache, key: str) -> list[torch.Tensor]:
-    """Return the encoder frames of one recording, a tensor `(frames, d_model)` per window."""
-    frames, lengths = cache.load(key)
-    return list(frames.split(lengths.tolist()))
-
-
 def pad_windows(windows: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return `encoded_audio` `(windows, max_frames, d_model)`, padded with zeros, and `encoded_audio_lengths`."""
     return {
@@ -127,9 +113,8 @@ def pack_batch(batch: dict[str, Any], flash: bool = False) -> dict[str, Any]:
     """
     Return a batch of [`AudioLlmCollator`] in one row without padding: `(1, tokens)`, and no attention mask.
 
-    Each example attends to itself alone, by position ids that start over. With flash attention this saves time; `flash`
-    adds the lengths that it needs. It comes after augmentation, which changes lengths, so that transformers'
-    `DataCollatorWithFlattening` would be too early.
+    Each example attends to itself alone, by position ids that start over; `flash` adds the lengths that flash attention
+    needs. It comes after augmentation, which changes lengths: `DataCollatorWithFlattening` would be too early.
     """
     mask = batch["attention_mask"].bool()
     positions = mask.long().cumsum(dim=1) - 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from audiollm.command_line.option_parser import HelpFormatter, OptionParser
+from audiollm.command_line.option_parser import parser_of
 
 from .align import AlignArguments
 from .arguments import DEFAULT_STAGE, AudioLlmTrainingArguments, DataArguments, ModelArguments, StageArguments
@@ -43,51 +43,36 @@ recipes that are shipped: {recipes}. They lie in {folder}; copy one and change i
 
 def parse_arguments(arguments: Sequence[str] | None = None) -> tuple[Any, ...]:
     """
-    Read recipe and command line.
+    Read recipe and command line, by default that of this process.
 
-    Args:
-        arguments: of the command line; those of this process when not given.
-
-    Returns:
-        `ModelArguments`, `DataArguments`, `AudioLlmTrainingArguments`, `StageArguments`, and the stage's own options
-        where it has any: the arguments of `train`.
-
-    Raises:
-        ValueError: options are unknown, contradict each other, or have impossible values.
-        FileNotFoundError: there is no such recipe.
+    Returns `ModelArguments`, `DataArguments`, `AudioLlmTrainingArguments`, `StageArguments`, and the stage's own options
+    where it has any: the arguments of `train`. Raises ValueError for options that are unknown, contradict each other or
+    have impossible values, and FileNotFoundError where there is no such recipe.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--config")
     first.add_argument("--stage")
     chosen, _ = first.parse_known_args(arguments)
-    path = recipe_path(chosen.config or chosen.stage or DEFAULT_STAGE)
-    recipe = read_recipe(path)
+    config = chosen.config or chosen.stage or DEFAULT_STAGE
+    recipe = read_recipe(config)
     stage = recipe.get("stage", chosen.stage or DEFAULT_STAGE)
     if not isinstance(stage, str) or stage not in STAGE_OPTIONS:
         raise ValueError(f"--stage is {stage!r}; expected one of {', '.join(STAGE_OPTIONS)}.")
     if chosen.stage not in (None, stage):
-        raise ValueError(f"--stage {chosen.stage} contradicts the recipe {path}, which is of stage {stage}.")
+        raise ValueError(f"--stage {chosen.stage} contradicts the recipe {config}, which is of stage {stage}.")
     wants_help = "-h" in arguments or "--help" in arguments
     # Help without a stage shows the options of them all.
     shows_all = wants_help and chosen.stage is None and chosen.config is None
     shown = option_groups(STAGE_OPTIONS if shows_all else [stage])
-    parser = OptionParser(
-        shown,  # type: ignore[arg-type]  # transformers types dataclasses as a NewType of its own, which none is
-        prog="audiollm train",
-        usage="audiollm train --data_path DATA [--stage STAGE] [--config RECIPE] [options]",
-        description="Trains a language model to listen, in stages that go on from each other's checkpoints.",
-        epilog=EPILOG.format(recipes=", ".join(shipped_recipes()), folder=RECIPES),
-        formatter_class=HelpFormatter,
-        allow_abbrev=False,
-    )
+    usage = "--data_path DATA [--stage STAGE] [--config RECIPE] [options]"
+    description = "Trains a language model to listen, in stages that go on from each other's checkpoints."
+    parser = parser_of(shown, "train", usage, description)
+    parser.epilog = EPILOG.format(recipes=", ".join(shipped_recipes()), folder=RECIPES)
     own = [*([] if wants_help else as_options(recipe)), f"--stage={stage}", *arguments]
     *parsed, unknown = parser.parse_args_into_dataclasses(own, return_remaining_strings=True)
     if unknown:
-        raise ValueError(
-            f"there is no option {' '.join(unknown)} in stage {stage}; `audiollm train --stage {stage} --help` lists "
-            "them all."
-        )
+        raise ValueError(f"there is no option {' '.join(unknown)} in stage {stage}; --stage {stage} --help lists all.")
     by_type = {type(each): each for each in parsed}
     groups = ModelArguments, DataArguments, AudioLlmTrainingArguments, StageArguments, STAGE_OPTIONS[stage]
     return tuple(by_type[group] for group in groups if group is not None)
@@ -104,27 +89,24 @@ def shipped_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob(f"*{RECIPE_SUFFIX}"))
 
 
-def recipe_path(config: str) -> Path:
-    """Return the file of a recipe, given its path or a shipped one's name. Raises FileNotFoundError for neither."""
-    path = Path(config)
-    if path.is_file():
-        return path
-    shipped = RECIPES / f"{config}{RECIPE_SUFFIX}"
-    if shipped.is_file():
-        return shipped
-    raise FileNotFoundError(
-        f"there is no recipe {config!r}: expected a YAML file, or one of those shipped: {', '.join(shipped_recipes())}."
-    )
+def read_recipe(config: str) -> dict[str, Any]:
+    """
+    Return the options of a recipe, the path of a YAML file or a shipped one's name.
 
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the options of a YAML file by name. Raises ValueError if it is not YAML, or not a mapping."""
+    Raises FileNotFoundError for neither, and ValueError if it is not YAML, or not a mapping.
+    """
+    found = [path for path in (Path(config), RECIPES / f"{config}{RECIPE_SUFFIX}") if path.is_file()]
+    if not found:
+        shipped = ", ".join(shipped_recipes())
+        raise FileNotFoundError(
+            f"there is no recipe {config!r}: expected a YAML file, or one of those shipped: {shipped}."
+        )
     try:
-        recipe = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        recipe = yaml.safe_load(found[0].read_text(encoding="utf-8")) or {}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"the recipe {path} cannot be read: {error}") from error
+        raise ValueError(f"the recipe {config} cannot be read: {error}") from error
     if not isinstance(recipe, dict) or not all(isinstance(name, str) for name in recipe):
-        raise ValueError(f"the recipe {path} must be a mapping of option names to values, such as `batch_size: 8`.")
+        raise ValueError(f"the recipe {config} must be a mapping of option names to values, such as `batch_size: 8`.")
     return recipe
 
 

@@ -10,12 +10,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import torch
 from audiollm.command_line.files import Journal, sha256_of
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import POSITIVE, SHARE, CheckedOptions, option
 from audiollm.corpora.audio_rows import answer_problems, read_audio_rows
 from audiollm.corpora.examples import Example
 from audiollm.corpora.rows import as_list
@@ -38,14 +38,18 @@ TEACHER_ANSWERS_FILE = "teacher_answers.jsonl"
 
 
 @dataclass
-class DistillArguments:
+class DistillArguments(CheckedOptions):
     """Options of stage distill."""
 
     _argument_group_name = "stage distill"
 
-    temperature: float = option(2.0, "Softens both distributions; above 1, unlikely tokens count for more.")
-    distill_weight: float = option(1.0, "Share of the distillation loss; the rest is cross-entropy on the responses.")
-    max_answer_tokens: int = option(
+    temperature: Annotated[float, POSITIVE] = option(
+        2.0, "Softens both distributions; above 1, unlikely tokens count for more."
+    )
+    distill_weight: Annotated[float, SHARE] = option(
+        1.0, "Share of the distillation loss; the rest is cross-entropy on the responses."
+    )
+    max_answer_tokens: Annotated[int, POSITIVE] = option(
         256,
         "Bound on answers that the teacher writes, for rows without a response. Examples whose answer does "
         "not end within it are left out, and named.",
@@ -53,14 +57,6 @@ class DistillArguments:
     response_is_transcript: bool = option(
         False, "Rows of one recording and no transcripts are transcriptions: their response is what is said."
     )
-
-    def __post_init__(self):
-        if not self.temperature > 0:
-            raise ValueError(f"--temperature is {self.temperature}; expected a number above 0.")
-        if not 0 <= self.distill_weight <= 1:
-            raise ValueError(f"--distill_weight is {self.distill_weight}; expected a number from 0 to 1.")
-        if self.max_answer_tokens < 1:
-            raise ValueError(f"--max_answer_tokens is {self.max_answer_tokens}; expected at least 1.")
 
 
 @dataclass(frozen=True)
@@ -80,16 +76,10 @@ def read_distill_examples(
     source: Any, audio_dir: str | os.PathLike[str] | None = None, response_is_transcript: bool = False
 ) -> list[DistillExample]:
     """
-    Read rows `{"text", "audio_paths", "transcripts", "response"}`; without a response, the teacher writes it.
+    Read rows `{"text", "audio_paths", "transcripts", "response"}`: a JSON list, JSON Lines, or the rows themselves.
 
-    Args:
-        source: a JSON list, JSON Lines, or the rows themselves; `transcripts` is one text or a list, one per recording.
-        audio_dir: folder that relative audio paths start from; the file's own by default.
-        response_is_transcript: rows of one recording that have no transcripts take their response for it.
-
-    Raises:
-        FileNotFoundError: no such file or folder.
-        ExamplesError: rows are malformed; all are listed, by index.
+    `transcripts` is one text or a list, one per recording; with `response_is_transcript`, rows of one recording without it
+    take their response for it. Raises FileNotFoundError, and ExamplesError with all malformed rows, by index.
     """
 
     def completed(row: dict[str, Any]) -> dict[str, Any]:
@@ -97,30 +87,26 @@ def read_distill_examples(
             return {**row, "transcripts": row.get("response")}
         return row
 
-    rows = read_audio_rows(source, audio_dir, (), ("transcripts", "response"), lambda row: _problems(completed(row)))
+    def problems(given: dict[str, Any]) -> list[str]:
+        row = completed(given)
+        transcripts, num_recordings = as_list(row.get("transcripts")), len(as_list(row["audio_paths"]))
+        if not transcripts:
+            return [
+                "has no 'transcripts' for the teacher to read (--response_is_transcript takes the response for it)"
+            ]
+        reasons = []
+        if len(transcripts) != num_recordings:
+            reasons.append(f"has {len(transcripts)} transcripts for {num_recordings} recordings; expected one each")
+        for number, transcript in enumerate(transcripts):
+            reasons += answer_problems(f"transcript {number}", transcript)
+        return reasons + ([] if row.get("response") is None else answer_problems("'response'", row["response"]))
+
     examples = []
-    for row in rows:
+    for row in read_audio_rows(source, audio_dir, (), ("transcripts", "response"), problems):
         fields = completed({**row.fields, "audio_paths": row.audio_paths})
         response, transcripts = fields.get("response") or "", tuple(as_list(fields["transcripts"]))
         examples.append(DistillExample(row.text, row.audio_paths, response, row.index, transcripts))
     return examples
-
-
-def _problems(row: dict[str, Any]) -> list[str]:
-    transcripts, num_recordings = as_list(row.get("transcripts")), len(as_list(row["audio_paths"]))
-    if not transcripts:
-        return ["has no 'transcripts' for the teacher to read (--response_is_transcript takes the response for it)"]
-    reasons = []
-    if len(transcripts) != num_recordings:
-        reasons.append(f"has {len(transcripts)} transcripts for {num_recordings} recordings; expected one each")
-    for number, transcript in enumerate(transcripts):
-        reasons += answer_problems(f"transcript {number}", transcript)
-    if row.get("response") is not None:
-        reasons += answer_problems("'response'", row["response"])
-    return reasons
-
-
-# ------------------------------------------------------------------------------------------------ the teacher's answers
 
 
 def write_teacher_answers(
@@ -135,9 +121,8 @@ def write_teacher_answers(
     """
     Let the base answer every example that has no response, greedily, from its transcript; return all with a response.
 
-    Answers are appended to `file` batch by batch, under a hash of prompt and base: a run that is started again writes what
-    is missing, in the same batches. Examples whose answer did not end within `max_answer_tokens` are left out, and
-    printed by index: half an answer, taken for a whole one, teaches to stop in the middle.
+    Answers are appended to `file` under a hash of prompt and base: a run that is started again writes what is missing, in
+    the same batches. Examples whose answer did not end are left out: half an answer teaches to stop in the middle.
     """
     conditions = [model.config.base_fingerprint, str(processor.chat_template), max_answer_tokens]
     keys = [sha256_of(json.dumps([each.teacher_text, *conditions], sort_keys=True).encode()) for each in examples]
@@ -160,25 +145,16 @@ def write_teacher_answers(
     written = {n: known[keys[n]] for n in sorted(missing)}
     cut = [examples[n].index for n, line in written.items() if not line["ended"]]
     if cut:
-        print(
-            f"The teacher's answers to {len(cut)} of {len(missing)} prompts do not end within --max_answer_tokens "
-            f"{max_answer_tokens}; they are left out: rows {cut}."
-        )
+        found = f"The teacher's answers to {len(cut)} of {len(missing)} prompts do not end"
+        print(f"{found} within --max_answer_tokens {max_answer_tokens}; they are left out: rows {cut}.")
     complete = [n for n in range(len(examples)) if n not in written or written[n]["ended"]]
     return [replace(examples[n], response=written[n]["response"]) if n in written else examples[n] for n in complete]
-
-
-# -------------------------------------------------------------------------------------------------------------- training
 
 
 def build_distill_dataset(
     examples: Sequence[DistillExample], processor: AudioLlmProcessor, cache: FeatureCache | None, progress: bool = True
 ) -> datasets.Dataset:
-    """
-    Return [`build_dataset`] of the audio rows, with `teacher_input_ids` and `teacher_labels` beside it.
-
-    Raises ExamplesError as it does, and ConversationError for an answer of other tokens after the transcript.
-    """
+    """Return [`build_dataset`] of the audio rows, with `teacher_input_ids` and `teacher_labels` beside it."""
     read = [replace(each, text=each.teacher_text, audio_paths=()) for each in examples]
     dataset = build_dataset(examples, processor, cache, progress=progress)
     teacher = build_dataset(read, processor, None, progress=False)
@@ -186,8 +162,8 @@ def build_distill_dataset(
         learned, same = ([one for one in each if one != IGNORED_LABEL] for each in (labels, teacher_labels))
         if learned != same:
             raise ConversationError(
-                f"Example {example.index}: the response is not the same tokens after the transcript as after the "
-                "audio, so that teacher and student cannot be compared. Pass another chat_template."
+                f"Example {example.index}: the response is not the same tokens after the transcript as after the audio. "
+                "Pass another chat_template."
             )
     teacher = teacher.select_columns(["input_ids", "labels"])
     teacher = teacher.rename_columns({"input_ids": "teacher_input_ids", "labels": "teacher_labels"})
@@ -205,12 +181,7 @@ class DistillCollator(AudioLlmCollator):
 
 
 def distillation_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    """
-    Return KL(teacher ‖ student) of softened distributions, summed over positions; zero where the logits are the same.
-
-    Times the temperature squared, as gradients shrink by that (Hinton et al. 2015, section 2). Both are logits
-    `(positions, vocab_size)`.
-    """
+    """Return KL(teacher ‖ student) of softened logits `(positions, vocab_size)`, summed, times the temperature squared."""
     log_student = (student.float() / temperature).log_softmax(dim=-1)
     log_teacher = (teacher.float() / temperature).log_softmax(dim=-1)
     return temperature**2 * nn.functional.kl_div(log_student, log_teacher, reduction="sum", log_target=True)

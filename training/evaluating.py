@@ -59,11 +59,7 @@ def cut_at_answer(input_ids: Sequence[int], labels: Sequence[int]) -> tuple[list
 def questions(
     rows: Iterable[dict[str, Any]], processor: AudioLlmProcessor, normaliser: str, limit: int | None = None
 ) -> list[Question]:
-    """
-    Return the rows that word error is scored on: those with a recording before the last answer, and a word in the answer.
-
-    They are at most `limit`, evenly spaced; the normaliser says what a word is.
-    """
+    """Return rows with a recording before the last answer, and a word in it; at most `limit`, evenly spaced."""
     every = []
     for index, row in enumerate(rows):
         prompt_ids, answer_ids = cut_at_answer(row["input_ids"], row["labels"])
@@ -78,11 +74,7 @@ def questions(
 
 
 class ListeningEvaluation:
-    """
-    Answers held-out questions, and as a control the same about other recordings, and scores the answers.
-
-    Each of several ranks generates its share. The cache is the one that the questions' data set was built with.
-    """
+    """Answers held-out questions, and as a control the same about other recordings, and scores the answers."""
 
     def __init__(
         self,
@@ -119,15 +111,18 @@ class ListeningEvaluation:
         }
         if trainer.is_world_process_zero():
             heard, control = said["word_error"], said.get("wrong_audio_word_error", [None] * len(references))
-            rows = zip(self.questions, heard, control)
-            samples = [
+            samples: list[dict[str, Any]] = [
                 {"row": each.row, "reference": each.reference, "hypothesis": own, "wrong_audio_hypothesis": wrong}
-                for each, own, wrong in rows
+                for each, own, wrong in zip(self.questions, heard, control)
             ]
-            step = trainer.state.global_step
+            step, shown = trainer.state.global_step, self.arguments.eval_samples_shown
             write_samples(Path(str(trainer.args.output_dir)) / SAMPLES_FILE, step, samples)
-            if self.arguments.eval_samples_shown:
-                print_samples(step, scores, samples[: self.arguments.eval_samples_shown])
+            if shown:
+                metrics = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
+                print(f"Evaluation at step {step}: {metrics}")
+            for sample in samples[:shown]:
+                for name, value in (("reference", sample["reference"]), ("heard", sample["hypothesis"])):
+                    print(f"  {name:>9} | {textwrap.shorten(value, CONSOLE_WIDTH, placeholder=' …')}")
         return scores
 
     def answers(self, model, asked: Sequence[Question]) -> list[str]:
@@ -145,24 +140,18 @@ class ListeningEvaluation:
         return [texts[index] for index in range(len(asked))]
 
     def _generate(self, model, asked: Sequence[Question], synced: bool) -> list[str]:
-        inputs = self.processor.tokenizer.pad(
-            {"input_ids": [question.prompt_ids for question in asked]},
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-        )
+        prompts = {"input_ids": [question.prompt_ids for question in asked]}
+        inputs = self.processor.tokenizer.pad(prompts, padding=True, padding_side="left", return_tensors="pt")
         inputs.update(self.collator.audio_inputs([one for question in asked for one in question.audio]))
-        bounds = list(map(self._bound, asked))
+        language = "en" if self.arguments.eval_normaliser == "english" else None
+        bounds = []
+        for question in asked:  # as many tokens as the recordings could hold, or twice those of the reference
+            slots = question.prompt_ids.count(self.processor.audio_token_id)
+            spoken = transcript_bound(slots * self.processor.stack_factor / ENCODER_FRAMES_PER_SECOND, language)
+            bounds.append(min(self.arguments.eval_max_new_tokens, max(spoken, 2 * question.num_answer_tokens)))
         options: dict[str, Any] = {"do_sample": False, "num_beams": 1, "use_cache": True, "synced_gpus": synced}
         said = generate_to_ends(model, inputs.to(model.device), bounds, max_new_tokens=max(bounds), **options)
         return [text.strip() for text in self.processor.batch_decode(said, skip_special_tokens=True)]
-
-    def _bound(self, question: Question) -> int:
-        """Return a bound on new tokens: as many as the recordings could hold, or twice those of the reference."""
-        slots = question.prompt_ids.count(self.processor.audio_token_id)
-        seconds = slots * self.processor.stack_factor / ENCODER_FRAMES_PER_SECOND
-        spoken = transcript_bound(seconds, "en" if self.arguments.eval_normaliser == "english" else None)
-        return min(self.arguments.eval_max_new_tokens, max(spoken, 2 * question.num_answer_tokens))
 
 
 def identity(recording: Any) -> str:
@@ -178,15 +167,6 @@ def write_samples(path: Path, step: int, samples: Sequence[dict[str, Any]]) -> N
     kept = [line for line in lines if json.loads(line)["step"] < step]
     new = [json.dumps({"step": step, **sample}, ensure_ascii=False) for sample in samples]
     write_whole(path, "".join(f"{line}\n" for line in [*kept, *new]))
-
-
-def print_samples(step: int, scores: dict[str, float], samples: Sequence[dict[str, Any]]) -> None:
-    """Print an evaluation's metrics, and samples with the reference above the hypothesis."""
-    metrics = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in scores.items())
-    print(f"Evaluation at step {step}: {metrics}")
-    for sample in samples:
-        for name, value in (("reference", sample["reference"]), ("heard", sample["hypothesis"])):
-            print(f"  {name:>9} | {textwrap.shorten(value, CONSOLE_WIDTH, placeholder=' …')}")
 
 
 class PatienceCallback(EarlyStoppingCallback):
@@ -207,11 +187,7 @@ def listening_evaluation(
     processor: AudioLlmProcessor,
     cache: FeatureCache | None,
 ) -> ListeningEvaluation | None:
-    """
-    Return the evaluation that the options ask for, or None without held-out rows that word error can be scored on.
-
-    Raises TrainingError where the best checkpoint is to be kept by it.
-    """
+    """Return the evaluation, or None without rows to score; TrainingError where the best checkpoint is kept by it."""
     if rows is None:
         return None
     held_out = questions(rows, processor, arguments.eval_normaliser, arguments.eval_max_samples)

@@ -1,9 +1,8 @@
 """
 Encoder output, computed once per recording and kept on disk.
 
-The encoder is frozen, so its output for a recording never changes. It is stored under a hash of the recording, in a folder
-of the encoder's fingerprint, and shared by epochs, runs and evaluation. With tiny.en, 25 minutes of speech take 58 MB in
-float32; with large-v3-turbo an hour takes 461 MB in bfloat16.
+It is stored under a hash of the recording, in a folder of the encoder's fingerprint, and shared by epochs, runs and
+evaluation. With tiny.en, 25 minutes of speech take 58 MB in float32; large-v3-turbo takes 461 MB an hour in bfloat16.
 """
 
 import json
@@ -40,19 +39,12 @@ class FeatureCache:
     """
     A folder of encoder frames, one safetensors file per recording.
 
-    Files appear whole or not at all, so runs may share a folder, and a run that is killed loses only the recording it was
-    at. Each recording is encoded by itself: its features do not depend on which others were missing.
-
-    Args:
-        folder: where to keep them; `features` in AudioLLM's cache folder by default. It must be writable.
-        model: the [`AudioLlmForConditionalGeneration`] whose encoder is used.
-        processor: its processor.
-        processes: how many decode, and on a CPU also encode; by default as many as suit this machine.
+    Files appear whole or not at all, so runs may share a folder. Each recording is encoded by itself. The folder is by
+    default `features` in AudioLLM's cache folder. `processes` decode, and on a CPU also encode.
     """
 
     def __init__(self, model, processor, folder: str | os.PathLike | None = None, processes: int | None = None):
-        self.model = model
-        self.processor = processor
+        self.model, self.processor = model, processor
         self.processes = worker_processes() if processes is None else processes
         tower, extractor = model.model.audio_tower, processor.feature_extractor.to_dict()
         settings = {
@@ -81,11 +73,7 @@ class FeatureCache:
             raise KeyError(f"No features for {key} in {self.folder} ({error}).") from error
 
     def load(self, key: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Return the frames `(total_frames, d_model)` of a recording's windows, one after the other, and each one's number.
-
-        Raises KeyError where the key was never computed, or its file is damaged.
-        """
+        """Return frames `(total_frames, d_model)` of all windows, and each one's number; KeyError without a whole file."""
         frames, lengths = self._read(key, "frames", "lengths")
         return frames, lengths
 
@@ -100,20 +88,13 @@ class FeatureCache:
         except KeyError:
             return False
 
-    def size_bytes(self) -> int:
-        """Return the disk space of this encoder's features."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
-
     def describe(self) -> str:
-        """Return a line with size and place."""
-        return f"Feature cache: {self.size_bytes() / BYTES_PER_MB:.0f} MB in {self.folder}."
+        """Return a line with the disk space of this encoder's features, and their place."""
+        size = sum(path.stat().st_size for path in self.folder.rglob("*.safetensors"))
+        return f"Feature cache: {size / BYTES_PER_MB:.0f} MB in {self.folder}."
 
     def key(self, recording: Any) -> str:
-        """
-        Return a hash of the file's bytes, or of a waveform's samples.
-
-        A recording is a path, encoded bytes, a `datasets` audio dict, or a float waveform at the processor's rate.
-        """
+        """Return a hash of a path's or encoded bytes' content, or of a float waveform at the processor's rate."""
         if isinstance(recording, dict):
             recording = recording["bytes"] if recording.get("bytes") is not None else recording["path"]
         if not isinstance(recording, (str, os.PathLike, bytes, bytearray)):
@@ -150,11 +131,11 @@ class FeatureCache:
         """Store what is missing under keys of the caller's own: recordings, or functions that make one when it is missing."""
         missing = [key for key in by_key if not self.has(key)]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            processes = PartialState()
-            processes.wait_for_everyone()  # for all to have seen the same ones missing
-            share = missing[processes.process_index :: processes.num_processes]
-            self._fill({key: by_key[key] for key in share}, progress and processes.is_main_process)
-            processes.wait_for_everyone()
+            group = PartialState()
+            group.wait_for_everyone()  # for all to have seen the same ones missing
+            share = missing[group.process_index :: group.num_processes]
+            self._fill({key: by_key[key] for key in share}, progress and group.is_main_process)
+            group.wait_for_everyone()
             missing = [key for key in missing if not self.has(key)]  # what others stored on disks of their own
         self._fill({key: by_key[key] for key in missing}, progress)
 
@@ -170,11 +151,8 @@ class FeatureCache:
             in_order=False,  # a process whose core is busy gets less to do
             generator=torch.Generator(),  # not torch's own, from which training draws
         )
-        progress = progress and bool(recordings)
-        bar = tqdm(
-            interruptible(loader), total=len(recordings), desc="Encoding audio", unit="clip", disable=not progress
-        )
-        for key, features in bar:
+        shown = {"desc": "Encoding audio", "unit": "clip", "disable": not (progress and recordings)}
+        for key, features in tqdm(interruptible(loader), total=len(recordings), **shown):
             if features is not None or not self.has(key):
                 self._store(key, *self._encode(features or self._features(recordings[key])))
 

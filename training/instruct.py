@@ -30,11 +30,7 @@ class InstructData:
         return sum(map(len, self.sources))
 
     def dataset(self, prepared: Prepared, budget: BatchBudget | None = None) -> Any:
-        """
-        Return the rows, which have to fit into a budget, mixed by the seed; of a stream, those of this process.
-
-        Raises ExamplesError as [`build_mixture`].
-        """
+        """Return the rows, mixed by the seed; of a stream, those of this process. Raises ExamplesError for bad ones."""
         arguments, encoder = prepared.arguments, ExampleEncoder(prepared.processor, prepared.cache, budget)
         mixed = self.sources, encoder, self.weights, sampling_seed(arguments), self.skip_bad
         if isinstance(self.sources[0], StreamedRows):
@@ -43,28 +39,23 @@ class InstructData:
 
 
 def open_training_data(arguments: DataArguments) -> InstructData:
-    """
-    Open --data_path, and check all examples if they are not streamed.
-
-    Raises:
-        ExamplesError: a source cannot be read, or has bad examples and they are not to be left out; all are listed.
-        FileNotFoundError, ValueError: a source is not there, or cannot be read so.
-    """
+    """Open --data_path. Raises ExamplesError, which lists all bad examples that are not to be left out nor streamed."""
     if not arguments.streaming:
         return _open_whole(arguments.data_path, arguments, arguments.data_weights)
-    streams = [
-        StreamedRows(parse_source(path), arguments.audio_dir, arguments.shuffle_rows) for path in arguments.data_path
-    ]
     print("Examples are streamed: bad ones cannot be found ahead, and are reported when they are met.")
+    sources = map(parse_source, arguments.data_path)
+    streams = [StreamedRows(source, arguments.audio_dir, arguments.shuffle_rows) for source in sources]
     return InstructData(streams, arguments.data_weights, arguments.on_bad_example == "skip")
 
 
 def open_held_out_data(arguments: DataArguments) -> InstructData | None:
-    """Open and check --eval_data_path; None without it. Raises as [`open_training_data`]."""
-    return None if arguments.eval_data_path is None else _open_whole([arguments.eval_data_path], arguments, None)
+    """Open --eval_data_path as [`open_training_data`]; None without it."""
+    return None if arguments.eval_data_path is None else _open_whole([arguments.eval_data_path], arguments)
 
 
-def _open_whole(paths: Sequence[str], arguments: DataArguments, weights: Sequence[float] | None) -> InstructData:
+def _open_whole(
+    paths: Sequence[str], arguments: DataArguments, weights: Sequence[float] | None = None
+) -> InstructData:
     sources, skip_bad = read_sources(paths, arguments.audio_dir), arguments.on_bad_example == "skip"
     if not skip_bad:  # else they are listed with those whose recordings cannot be used
         settle_problems([(source.source.name, source.problems) for source in sources], skip=False)

@@ -1,16 +1,15 @@
 """
 Posterior bank: the CTC posteriors of every word piece in real speech, kept to simulate speech from text.
 
-With the readout "pieces", an audio token is a mixture of the language model's embeddings by CTC posteriors, so that a
-sequence of posteriors stands for a recording. Clips are aligned to their transcripts by CTC Viterbi, and the slots of
-each word piece are kept as they are: their number, their doubts and confusions, and the blanks between them. Drawing
-from them for the pieces of a text gives posteriors like those of speech that was never recorded (TASU,
-arXiv:2511.03310 and arXiv:2604.08384, fit models to do this; here nothing is fitted).
+With the readout "pieces", an audio token is a mixture of the language model's embeddings by CTC posteriors. Clips are
+aligned to their transcripts by CTC Viterbi, and the slots of each word piece are kept: their number, doubts and confusions,
+and the blanks between them. Drawing from them for the pieces of a text gives posteriors like those of speech that was never
+recorded (TASU, arXiv:2511.03310 and arXiv:2604.08384, fit models to do this).
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -47,13 +46,7 @@ OWN, PREVIOUS, NEXT = range(1, 4)
 
 
 class SpokenText:
-    """
-    Texts as CTC classes with word boundaries.
-
-    Args:
-        tokenizer: the language model's.
-        token_ids: ids of the pieces that can be said, ascending.
-    """
+    """Texts as CTC classes with word boundaries; `token_ids` are the pieces that can be said, ascending."""
 
     def __init__(self, tokenizer, token_ids: Sequence[int]):
         self.lexicon = SpokenLexicon(tokenizer, token_ids)
@@ -71,6 +64,11 @@ class SpokenText:
     def _is_said(self, word: str) -> bool:
         said = self.lexicon.decode(self._classes(word))
         return said == word if any(map(str.isdigit, word)) else bool(said)
+
+
+def known_pieces(model) -> list[int]:
+    """Return the ids of the word pieces in the lexicon of a model's readout, ascending."""
+    return model.model.multi_modal_projector.readout.lexicon.bool().nonzero().flatten().tolist()
 
 
 def elements(classes: Sequence[int], begins: Sequence[bool], num_pieces: int) -> np.ndarray:
@@ -91,11 +89,7 @@ def elements(classes: Sequence[int], begins: Sequence[bool], num_pieces: int) ->
 
 @dataclass
 class PosteriorBank:
-    """
-    Runs of slots by kind: of every class, and of every kind of gap.
-
-    Runs of one kind lie together, correctly heard ones first.
-    """
+    """Runs of slots of every class and kind of gap; those of one kind lie together, correctly heard ones first."""
 
     token_ids: np.ndarray  # class n is the piece token_ids[n - 1]
     ids: np.ndarray  # (slots, TOP_CLASSES), classes or codes of neighbours, likeliest first
@@ -135,14 +129,10 @@ class PosteriorBank:
         self, texts: Sequence[tuple[Sequence[int], Sequence[bool]]], errors: float, random: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
-        Draw posteriors of texts that nobody said.
+        Draw posteriors of texts, which are as [`SpokenText.encode`] gives them.
 
-        Args:
-            texts: classes, and which begin a word, as [`SpokenText.encode`] gives them; none is empty.
-            errors: misheard runs in proportion to those of the bank: 0 for none, 1 for as many.
-
-        Returns:
-            Classes and posteriors `(slots, TOP_CLASSES)` of all texts one after the other, and the slots of each.
+        `errors` are misheard runs in proportion to those of the bank. Returns classes and posteriors `(slots, TOP_CLASSES)`
+        of all texts one after the other, and the slots of each.
         """
         rows = [elements(classes, begins, self.num_pieces) for classes, begins in texts]
         kind, previous, self_class, following = np.concatenate(rows, axis=1)
@@ -180,8 +170,8 @@ class PosteriorBank:
     def save(self, file: str | Path) -> None:
         """Write the arrays as safetensors, and what is known of them as JSON beside it."""
         file = Path(file)
-        names = ("token_ids", "ids", "weights", "lengths", "counts", "correct")
         file.parent.mkdir(parents=True, exist_ok=True)
+        names = [each.name for each in fields(self) if each.name != "facts"]
         save_file({name: np.ascontiguousarray(getattr(self, name)) for name in names}, file)
         facts = {**self.facts, "format_version": FORMAT_VERSION}
         file.with_suffix(".json").write_text(json.dumps(facts, indent=1) + "\n")
@@ -197,35 +187,24 @@ class PosteriorBank:
                 raise ValueError("another version of AudioLLM wrote it")
             return cls(**arrays, facts=facts)
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise TrainingError(
-                f"The posterior bank {file} cannot be read: {error}. Expected {BANK_FILE} and its .json, as "
-                "--stage align and --stage read write them."
-            ) from error
+            advice = f"expected {BANK_FILE} and its .json, as --stage align writes them"
+            raise TrainingError(f"The posterior bank {file} cannot be read: {error}; {advice}.") from error
 
     def check_fits(self, model) -> None:
         """Raise TrainingError if it was collected with another lexicon or token rate than the model's."""
-        lexicon = model.model.multi_modal_projector.readout.lexicon.bool().nonzero().flatten().tolist()
-        if self.token_ids.tolist() != lexicon:
-            raise TrainingError(
-                f"The posterior bank knows {self.num_pieces} word pieces, but the checkpoint's readout has other "
-                f"{len(lexicon)}: it was collected with another checkpoint. Collect it anew from recordings."
+        lexicon, theirs, ours = known_pieces(model), self.facts.get("stack_factor"), model.config.stack_factor
+        if self.token_ids.tolist() != lexicon or theirs != ours:
+            found, expected = (
+                f"{self.num_pieces} word pieces at a stack factor of {theirs}",
+                f"its own {len(lexicon)} at {ours}",
             )
-        if self.facts.get("stack_factor") != model.config.stack_factor:
-            raise TrainingError(
-                f"The posterior bank was collected at a stack factor of {self.facts.get('stack_factor')}; the "
-                f"checkpoint's is {model.config.stack_factor}. Collect it anew from recordings."
-            )
+            raise TrainingError(f"The posterior bank knows {found}, this checkpoint {expected}. Collect it anew.")
 
     def describe(self) -> str:
         """Return a line that says what it holds."""
-        seen = int((self.counts[1 : self.num_pieces + 1] > 0).sum())
-        return (
-            f"Posterior bank: {len(self.ids):,} audio tokens of {self.facts.get('clips', 0):,} clips, {seen:,} of "
-            f"{self.num_pieces:,} word pieces, {self.misheard:.1%} of them misheard."
-        )
-
-
-# ----------------------------------------------------------------------------------------------------------- collecting
+        seen, clips = int((self.counts[1 : self.num_pieces + 1] > 0).sum()), self.facts.get("clips", 0)
+        pieces = f"{seen:,} of {self.num_pieces:,} word pieces, {self.misheard:.1%} of them misheard"
+        return f"Posterior bank: {len(self.ids):,} audio tokens of {clips:,} clips, {pieces}."
 
 
 class PosteriorCollector:
@@ -292,18 +271,8 @@ class PosteriorCollector:
 def collect_posteriors(
     model, cache: FeatureCache, clips: Sequence[tuple[str, str]], progress: bool = True
 ) -> PosteriorBank:
-    """
-    Collect a bank from recordings whose transcripts are known, until `MAX_SLOTS` audio tokens are read.
-
-    Args:
-        model: an [`AudioLlmForConditionalGeneration`] whose projector has an aligned readout of pieces.
-        cache: holds the clips' encoder output.
-        clips: (cache key, transcript), in any order; those of several windows are left out.
-
-    Raises:
-        TrainingError: no clip can be aligned.
-    """
-    token_ids = model.model.multi_modal_projector.readout.lexicon.bool().nonzero().flatten().tolist()
+    """Collect a bank from clips (cache key, transcript) of one window, until `MAX_SLOTS` audio tokens are read."""
+    token_ids = known_pieces(model)
     text = SpokenText(cache.processor.tokenizer, token_ids)
     collected = PosteriorCollector(len(token_ids))
     left_out, stack_factor = 0, model.config.stack_factor
@@ -320,26 +289,17 @@ def collect_posteriors(
         if collected.slots >= MAX_SLOTS:
             break
     if not collected.clips:
-        raise TrainingError(
-            f"No posteriors can be collected: CTC hears the transcript in none of {left_out} recordings. Align the "
-            "projector first, and give transcripts of what is said."
-        )
+        raise TrainingError(f"No posteriors: CTC hears the transcript in none of {left_out} recordings. Align first.")
     facts = {"clips": collected.clips, "clips_left_out": left_out, "stack_factor": stack_factor}
     return collected.bank(token_ids, facts)
-
-
-# --------------------------------------------------------------------------------------------------------- as embeddings
 
 
 @torch.no_grad()
 def mix_embeddings(readout, embeddings: torch.Tensor, ids: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """
-    Audio tokens `(slots, hidden_size)` of sparse posteriors, as the readout makes them of whole ones.
+    Return the audio tokens `(slots, hidden_size)` of classes `ids` and their posteriors `weights`, `(slots, classes)`.
 
-    Args:
-        readout: the projector's [`PieceReadout`].
-        embeddings: the language model's, `(vocab_size, hidden_size)`.
-        ids, weights: classes and posteriors, `(slots, classes)`; what they lack of 1 is spread over the lexicon.
+    Posteriors that lack something of 1 have it spread over the lexicon. `embeddings` are the language model's.
     """
     _, pieces, _ = readout.table(embeddings)
     weights = weights.to(pieces)

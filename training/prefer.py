@@ -1,20 +1,19 @@
 """
 Preferences: direct preference optimisation (Rafailov et al. 2023, arXiv:2305.18290) on pairs of answers about audio.
 
-The reference is the adapter as the stage finds it. Its log-probabilities of all answers are computed once, before
-training, so there is no second model. Only LoRA trains: a few hundred opinions about answers cannot spoil what hours of
-speech have taught the projector.
+The reference is the adapter as the stage finds it; its log-probabilities of all answers are computed once, before training.
+Only LoRA trains: a few hundred opinions cannot spoil what hours of speech have taught the projector.
 """
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import datasets
 import torch
 from accelerate.utils import gather_object
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import POSITIVE, CheckedOptions, option
 from audiollm.corpora.audio_rows import AudioRow, read_audio_rows
 from audiollm.corpora.examples import Example
 from audiollm.processing import AudioLlmProcessor
@@ -33,46 +32,30 @@ ANSWERS = ("chosen", "rejected")
 
 
 @dataclass
-class PreferArguments:
+class PreferArguments(CheckedOptions):
     """Options of stage prefer."""
 
     _argument_group_name = "stage prefer"
 
-    beta: float = option(
+    beta: Annotated[float, POSITIVE] = option(
         0.1, "Strength of the pull towards the reference: the higher, the closer the model stays to it."
     )
 
-    def __post_init__(self):
-        if not self.beta > 0:
-            raise ValueError(f"--beta is {self.beta}; expected a number above 0.")
-
 
 def read_preference_examples(source: Any, audio_dir: str | os.PathLike[str] | None = None) -> list[AudioRow]:
-    """
-    Read rows `{"text", "audio_paths", "chosen", "rejected"}`: a JSON list, JSON Lines, or the rows themselves.
+    """Read rows `{"text", "audio_paths", "chosen", "rejected"}` or a file of them; ExamplesError names all bad ones."""
 
-    Raises FileNotFoundError, and ExamplesError with all malformed rows, by index.
-    """
-    return read_audio_rows(source, audio_dir, ANSWERS, problems_of=_problems)
+    def problems(row: dict[str, Any]) -> list[str]:
+        is_same = row["chosen"].strip() == row["rejected"].strip()
+        return ["'chosen' and 'rejected' are the same: there is nothing to prefer"] if is_same else []
 
-
-def _problems(row: dict[str, Any]) -> list[str]:
-    if row["chosen"].strip() == row["rejected"].strip():
-        return ["'chosen' and 'rejected' are the same: there is nothing to prefer"]
-    return []
+    return read_audio_rows(source, audio_dir, ANSWERS, problems_of=problems)
 
 
 def build_preference_dataset(
-    examples: Sequence[AudioRow],
-    processor: AudioLlmProcessor,
-    cache: FeatureCache | None,
-    progress: bool = True,
+    examples: Sequence[AudioRow], processor: AudioLlmProcessor, cache: FeatureCache | None, progress: bool = True
 ) -> datasets.Dataset:
-    """
-    Return the columns of [`build_dataset`] for both answers of each pair, as `chosen_…` and `rejected_…`.
-
-    Beside them is the `length` of both rows together. Raises ExamplesError as it does.
-    """
+    """Return columns `chosen_…` and `rejected_…` as [`build_dataset`] has them, and the `length` of both rows together."""
     parts = []
     for answer in ANSWERS:
         said = [Example(each.text, each.audio_paths, each.fields[answer], each.index) for each in examples]
@@ -105,11 +88,10 @@ def answer_log_probabilities(model: nn.Module, batch: dict[str, Any]) -> torch.T
 
 class PreferTrainer(AnswerTrainer):
     """
-    Trains LoRA by DPO; the model as it is at the start is the reference.
+    Trains LoRA by DPO; the model as it is at the start is the reference, also of a run that resumes.
 
     Logs `rewards/chosen`, `rewards/rejected`, `rewards/margins`, `rewards/accuracies`, and the policy's own
-    log-probabilities `logps/chosen` and `logps/rejected`. A run resumes exactly from a checkpoint if it starts from the
-    same model as before.
+    log-probabilities `logps/chosen` and `logps/rejected`.
     """
 
     def __init__(self, *args, beta: float, **kwargs):
@@ -121,13 +103,12 @@ class PreferTrainer(AnswerTrainer):
 
     def with_reference(self, pairs: Any) -> datasets.Dataset:
         """Return rows with the log-probabilities of the model as it is, in `chosen_reference` and `rejected_reference`."""
-        size, collate = self.args.per_device_eval_batch_size, self.data_collator  # type: int, Any
-        found: list[tuple[int, list[float]]] = []
+        size, found = self.args.per_device_eval_batch_size, []  # type: int, list[tuple[int, list[float]]]
         share = range(self.args.process_index, len(pairs), self.args.world_size)
         with without_learning(self.model), self.compute_loss_context_manager():
             for start in tqdm(range(0, len(share), size), desc="Reference", disable=self.args.disable_tqdm):
                 chosen = list(share[start : start + size])
-                batch: Any = self._prepare_inputs(collate([pairs[index] for index in chosen]))
+                batch: Any = self._prepare_inputs(self.data_collator([pairs[index] for index in chosen]))
                 both = answer_log_probabilities(self.model, batch).view(2, -1)
                 found += zip(chosen, both.T.tolist())
         values = dict(gather_object(found))
@@ -176,9 +157,7 @@ def build(
     """Return the Trainer of this stage, which trains LoRA alone. Raises ValueError where the model has none."""
     layers = [module for module in prepared.model.modules() if isinstance(module, LoraLayer)]
     if not layers:
-        raise ValueError(
-            "The model has no LoRA, which is what preferences train. Start from one with lora_rank above 0."
-        )
+        raise ValueError("The model has no LoRA, which preferences train. Start from one with lora_rank above 0.")
     set_trainable(prepared.model, "lora")
     for layer in layers:  # dropout would be noise in every comparison with the reference
         for name in layer.lora_dropout:

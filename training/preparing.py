@@ -1,6 +1,5 @@
 """Start of every stage: model and processor, frozen but for what trains; the output folder; the cache."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,7 @@ from audiollm.base_models import EMBEDDED_PREFIX, how_to_get
 from audiollm.command_line.cpu_speed import use_cpu_speed
 from audiollm.command_line.embedded_bases import DEFAULT_AUDIO_BASE, DEFAULT_TEXT_BASE, fetch
 from audiollm.command_line.machine import quantisation
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
 from .arguments import (
     CACHE_OFF,
@@ -35,7 +34,6 @@ class Prepared:
     processor: AudioLlmProcessor
     cache: FeatureCache | None  # None where every batch is encoded anew
     arguments: AudioLlmTrainingArguments
-    callbacks: Sequence[TrainerCallback] = ()
     text_reference: str = "the base"  # what answers to text are compared with after the stage, in words
     source: str | None = None  # the checkpoint that the stage goes on from
 
@@ -46,23 +44,13 @@ class Prepared:
 
     def for_trainer(self) -> dict[str, Any]:
         """Return the arguments that all Trainers take."""
-        callbacks = list(self.callbacks)
-        return {
-            "model": self.model,
-            "args": self.arguments,
-            "processing_class": self.processor,
-            "callbacks": callbacks,
-        }
+        return {"model": self.model, "args": self.arguments, "processing_class": self.processor}
 
 
 def load_model(
     arguments: ModelArguments, dtype: torch.dtype
 ) -> tuple[AudioLlmForConditionalGeneration, AudioLlmProcessor]:
-    """
-    Load the model and processor to train: composed of two bases, or an earlier checkpoint.
-
-    Raises TrainingError where the checkpoint cannot be loaded, or holds its own bases though others are named.
-    """
+    """Load model and processor: composed of two bases, or a checkpoint. Raises TrainingError where that cannot be done."""
     common: dict[str, Any] = {
         "dtype": dtype,
         "attn_implementation": arguments.attn_implementation,
@@ -81,7 +69,7 @@ def load_model(
             advice = "" if "hf download" in str(error) else how_to_get(path)
             raise TrainingError(f"--model_path {path} cannot be loaded: {error}{advice}") from error
         raise TrainingError(
-            f"{' and '.join(given)} cannot go with --model_path {path}: its checkpoint is {holds!r}, with its bases in it."
+            f"{' and '.join(given)} cannot go with --model_path {path}: it is {holds!r}, with its bases."
         )
     audio_base, text_base = audio_base or DEFAULT_AUDIO_BASE, text_base or DEFAULT_TEXT_BASE
     for base in (audio_base, text_base):
@@ -98,12 +86,7 @@ def load_model(
 
 
 def caches_features(data: DataArguments, trainable: str, stage: str, device: str) -> bool:
-    """
-    Return whether the encoder's output is cached.
-
-    By default it is on a CPU. A GPU encodes in the step, which costs it about a quarter more work and no disk; stages that
-    read cached features, and variations of them, have a cache there too.
-    """
+    """Return whether the encoder's output is cached. A GPU encodes in the step: a quarter more work, and no disk."""
     if data.feature_cache == CACHE_OFF or trains(trainable, "audio"):
         return False
     needed = stage in ("align", "read") or data.augment or bool(data.waveform_options())
@@ -115,13 +98,8 @@ def prepare(
     data_arguments: DataArguments,
     training_arguments: AudioLlmTrainingArguments,
     stage: str,
-    callbacks: Sequence[TrainerCallback] = (),
 ) -> Prepared:
-    """
-    Load the model and processor, claim the output folder, and open the cache.
-
-    Raises TrainingError where the folder holds checkpoints of another stage, or the model cannot be loaded.
-    """
+    """Load model and processor, claim the output folder, and open the cache. Raises TrainingError where one fails."""
     set_seed(training_arguments.seed)
     try:
         model, processor = load_model(model_arguments, base_dtype(model_arguments, training_arguments))
@@ -144,4 +122,4 @@ def prepare(
     elif training_arguments.should_save:
         print("There is no feature cache: every batch is encoded anew.")
     reference = "the base" if is_base else "the model that the stage began with"
-    return Prepared(model, processor, cache, training_arguments, callbacks, reference, model_arguments.model_path)
+    return Prepared(model, processor, cache, training_arguments, reference, model_arguments.model_path)

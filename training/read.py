@@ -2,20 +2,19 @@
 Stage *read*: LoRA learns to read what the projector hears, from text alone.
 
 Rows of text become simulated audio tokens ([`PosteriorBank`]) behind the usual prompts for a transcript; the response is
-the text as it is written. Batches hold rows of real recordings as well, if there are any. So the language model's
-knowledge of words helps hearing in any domain that there are texts of, also without recordings.
+the text as it is written. Batches hold rows of real recordings as well, if there are any.
 """
 
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import datasets
 import numpy as np
 import torch
-from audiollm.command_line.option_parser import option
+from audiollm.command_line.option_parser import NOT_NEGATIVE, CheckedOptions, Expected, option
 from audiollm.corpora.examples import JSON_LINES_SUFFIX, json_rows
 from audiollm.corpora.prompts import PROMPT_TASKS
 from audiollm.corpora.rows import ASSISTANT
@@ -54,7 +53,7 @@ TEXT_FEATURES = {
 
 
 @dataclass
-class ReadArguments:
+class ReadArguments(CheckedOptions):
     """Options of stage read."""
 
     _argument_group_name = "stage read"
@@ -66,7 +65,7 @@ class ReadArguments:
     )
     posterior_bank: str | None = option(
         None,
-        f"What the projector hears of real speech ({BANK_FILE}, which --stage align and this stage write). "
+        f"Posteriors of real speech ({BANK_FILE}, which --stage align and this stage write). "
         "By default that of --model_path; where it has none, it is collected from --data_path.",
     )
     posterior_data_path: str | None = option(
@@ -74,31 +73,24 @@ class ReadArguments:
         "Recordings to collect the posteriors from, in a form of data_path: best such that the projector was "
         "not trained on, of which it hears less.",
     )
-    real_share: float = option(
+    real_share: Annotated[float, Expected("a share below 1", lambda share: 0 <= share < 1)] = option(
         0.2, "Share of the rows that are real recordings, drawn from --data_path; none without it."
     )
-    hearing_errors: float = option(
+    hearing_errors: Annotated[float, NOT_NEGATIVE] = option(
         1.0,
         "Misheard word pieces at the end of the run, in proportion to those of the posteriors: 0 is none, 1 "
         "as many, 2 twice as many.",
     )
-    first_hearing_errors: float = option(
+    first_hearing_errors: Annotated[float, NOT_NEGATIVE] = option(
         0.0, "The same at the beginning of the run, from where it goes in a straight line."
     )
 
     def __post_init__(self):
         if not self.text_path:
             raise ValueError("--stage read needs --text_path, a file of texts.")
-        if not 0 <= self.real_share < 1:
-            raise ValueError(f"--real_share is {self.real_share}; expected a number from 0 to below 1.")
-        for name in ("hearing_errors", "first_hearing_errors"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name} is {getattr(self, name)}; expected a number of 0 or more.")
+        super().__post_init__()
         if self.posterior_bank is not None and self.posterior_data_path is not None:
             raise ValueError("--posterior_bank contradicts --posterior_data_path; give one of them.")
-
-
-# ---------------------------------------------------------------------------------------------------------------- texts
 
 
 @dataclass(frozen=True)
@@ -111,12 +103,7 @@ class Text:
 
 
 def read_texts(path: str) -> tuple[list[Text], list[tuple[str, str]]]:
-    """
-    Return the texts of a file, and (where, reason) of those that cannot be used.
-
-    A file is plain text with one text a line; or JSON, JSON Lines or Parquet rows with `text` and, if it is not said as it
-    is written, `spoken`. Raises FileNotFoundError.
-    """
+    """Return the texts of a file, and (where, reason) of those that cannot be used. Raises FileNotFoundError."""
     problems: list[tuple[str, str]] = []
     texts = []
     for where, row, problem in _rows(path):
@@ -157,13 +144,10 @@ def _rows(path: str) -> Iterator[tuple[str, Any, str | None]]:
         yield f"row {index}" if is_table else f"line {index + 1}", row, None
 
 
-# ------------------------------------------------------------------------------------------------------------------ rows
-
-
-def encode_text(processor: AudioLlmProcessor, prompt: str, text: str, slots: int) -> tuple[list[int], list[int]]:
-    """Return token ids and labels of a text as the transcript of a recording of so many audio tokens."""
+def encode_text(processor: AudioLlmProcessor, prompt: str, text: str) -> tuple[list[int], list[int]]:
+    """Return token ids and labels of a text as the transcript of a recording of one audio token."""
     messages = [{"role": "user", "content": prompt}, {"role": ASSISTANT, "content": text}]
-    return encode_messages(processor, messages, [slots])
+    return encode_messages(processor, messages, [1])
 
 
 def build_text_rows(
@@ -182,9 +166,8 @@ def build_text_rows(
     tokenizer = processor.tokenizer
     spoken = SpokenText(tokenizer, bank.token_ids.tolist())
     # Around a response of one token.
-    around = max(len(encode_text(processor, prompt, "a", 1)[0]) for prompt in PROMPTS) - 2
-    tokens = {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens}
-    special = re.compile("|".join(map(re.escape, tokens)))
+    around = max(len(encode_text(processor, prompt, "a")[0]) for prompt in PROMPTS) - 2
+    special = re.compile("|".join(map(re.escape, {*tokenizer.get_added_vocab(), *tokenizer.all_special_tokens})))
     problems: list[tuple[str, str]] = []
     rows: list[dict[str, Any]] = []
     for text in tqdm(texts, desc="Reading texts", disable=not progress):
@@ -206,7 +189,7 @@ def build_text_rows(
 
 
 def num_recordings(num_texts: int, share: float) -> int:
-    """Return how many recordings beside so many texts make up this share of all rows."""
+    """Return the number of recordings that make up this share of all rows beside so many texts."""
     return round(num_texts * share / (1 - share))
 
 
@@ -227,19 +210,14 @@ class ReadCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch of [`AudioLlmCollator`], and as `texts` the classes to simulate and which begin a word."""
         texts = [row for row in rows if row.get("text") is not None]
-        encoded = [encode_text(self.processor, row["prompt"], row["text"], 1) for row in texts]
+        encoded = [encode_text(self.processor, row["prompt"], row["text"]) for row in texts]
         heard = [{"input_ids": ids, "labels": labels, "audio": []} for ids, labels in encoded]
         batch: dict[str, Any] = self.recordings([*heard, *(row for row in rows if row.get("text") is None)])
         return {**batch, "texts": [(row["classes"], row["begins"]) for row in texts]} if texts else batch
 
 
 class ReadTrainer(AudioLlmTrainer):
-    """
-    Trains LoRA on simulated and real speech, within a budget.
-
-    Texts are simulated in the step: its place in the run says how many errors are heard, and the random state is the one
-    that a resumed run has.
-    """
+    """Trains LoRA on real speech and on speech that is simulated in the step, whose place says how much is misheard."""
 
     def __init__(self, *args, bank: PosteriorBank, options: ReadArguments, **kwargs):
         super().__init__(*args, **kwargs)
@@ -272,9 +250,6 @@ class ReadTrainer(AudioLlmTrainer):
         return {**real, **{name: value.to(device) for name, value in padded.items()}, "audio_embeds": tokens}
 
 
-# ----------------------------------------------------------------------------------------------------------- the stage
-
-
 @dataclass
 class ReadData:
     """Texts of the stage, and its recordings: beside the texts, and to collect the posteriors from."""
@@ -282,10 +257,11 @@ class ReadData:
     texts: list[Text]
     recordings: InstructData | None
     posterior_clips: InstructData | None
-    num_real: int  # rows of an epoch that are recordings
+    real_share: float
 
     def __len__(self) -> int:
-        return len(self.texts) + self.num_real
+        texts = len(self.texts)
+        return texts if self.recordings is None else texts + num_recordings(texts, self.real_share)
 
 
 def open_data(data_arguments: DataArguments, own: ReadArguments) -> tuple[ReadData, InstructData | None]:
@@ -296,24 +272,20 @@ def open_data(data_arguments: DataArguments, own: ReadArguments) -> tuple[ReadDa
     recordings = clips = open_training_data(data_arguments) if data_arguments.data_path else None
     if own.posterior_data_path is not None:
         clips = open_training_data(replace(data_arguments, data_path=[own.posterior_data_path]))
-    recordings = recordings if own.real_share else None
-    num_real = 0 if recordings is None else num_recordings(len(texts), own.real_share)
-    return ReadData(texts, recordings, clips, num_real), open_held_out_data(data_arguments)
+    data = ReadData(texts, recordings if own.real_share else None, clips, own.real_share)
+    return data, open_held_out_data(data_arguments)
 
 
 def check_model(model) -> None:
     """Raise TrainingError where a model has no readout to simulate posteriors of, or no LoRA to learn with."""
     readout = model.model.multi_modal_projector.readout
     if readout is None:
+        kind = model.config.projector_readout
         raise TrainingError(
-            "--stage read needs a checkpoint whose audio tokens are mixtures of word pieces; this one's "
-            f"projector_readout is {model.config.projector_readout!r}. `--stage align --projector_readout pieces` makes one."
+            f"--stage read needs a checkpoint with --projector_readout pieces; that of this one is {kind!r}."
         )
     if bool(readout.lexicon.all()):
-        raise TrainingError(
-            "--stage read needs a projector that was aligned: this one's readout has no lexicon yet. Train it with "
-            "--stage align, and name the result as --model_path."
-        )
+        raise TrainingError("--stage read needs a projector that was aligned: run --stage align first.")
     if not model.config.lora_adapters or not any(".lora_" in name for name, _ in model.named_parameters()):
         raise TrainingError("--stage read trains LoRA, but the checkpoint has none (lora_rank 0).")
     if gain := float(readout.residual_gain.detach()):
@@ -321,11 +293,7 @@ def check_model(model) -> None:
 
 
 def find_bank(prepared: Prepared, clips: InstructData | None, own: ReadArguments) -> PosteriorBank:
-    """
-    Return the posterior bank: of the run that is resumed, as given, of the checkpoint, or collected from recordings.
-
-    Raises TrainingError where there is none, and no recordings; or it is of another model.
-    """
+    """Return the posterior bank: of the run that is resumed, as given, of the checkpoint, or collected from recordings."""
     mine = Path(str(prepared.arguments.output_dir)) / BANK_FILE
     beside = Path(prepared.source or "") / BANK_FILE
     if mine.is_file() and last_complete_checkpoint(mine.parent) is not None:
@@ -336,16 +304,12 @@ def find_bank(prepared: Prepared, clips: InstructData | None, own: ReadArguments
     elif prepared.source and own.posterior_data_path is None and beside.is_file():
         bank = PosteriorBank.load(beside)
     elif clips is None:
-        raise TrainingError(
-            f"--model_path {prepared.source} has no {BANK_FILE}, which --stage align leaves beside its checkpoint. Give "
-            "--posterior_bank, or recordings to collect one from: --data_path or --posterior_data_path."
-        )
+        advice = "give --posterior_bank, or recordings to collect one from: --data_path or --posterior_data_path"
+        raise TrainingError(f"--model_path {prepared.source} has no {BANK_FILE}; {advice}.")
     elif prepared.cache is None:
         raise TrainingError("Posteriors are collected through the feature cache; leave out --feature_cache off.")
     else:
-        transcribed = TranscribedClips(clips, "none")
-        keys = transcribed.encode(prepared)
-        spoken = [(key, str(text)) for key, text in zip(keys, transcribed.transcripts)]
+        spoken = [(key, str(text)) for key, text in TranscribedClips(clips, "none").encode(prepared)]
         bank = collect_posteriors(prepared.model, prepared.cache, spoken, prepared.progress)
     bank.check_fits(prepared.model)
     if prepared.arguments.should_save:
@@ -362,9 +326,8 @@ def build(prepared: Prepared, data: ReadData, held_out: InstructData | None, own
     budget = arguments.batch_budget() or BatchBudget(max_rows=arguments.per_device_train_batch_size)
     rows, left_out = build_text_rows(data.texts, bank, processor, budget, prepared.progress)
     if left_out:
-        shown = [f"{where} {reason}" for where, reason in left_out[:PROBLEMS_SHOWN]]
-        more = ["..."] if len(left_out) > PROBLEMS_SHOWN else []
-        print(f"{len(left_out)} of {len(data.texts)} texts are left out: {'; '.join(shown + more)}.")
+        shown = "; ".join(f"{where} {reason}" for where, reason in left_out[:PROBLEMS_SHOWN])
+        print(f"{len(left_out)} of {len(data.texts)} texts are left out, among them: {shown}.")
     if not len(rows):
         raise TrainingError("No text is left to read.")
     add_words(prepared.model, (text.spoken for text in data.texts))

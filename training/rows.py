@@ -1,15 +1,13 @@
 """
 Examples → rows of token ids and labels, with the audio left on disk; mixed, or streamed as they come.
 
-Everything that can be wrong with an example is found before the first recording is encoded: recordings that the cache
-does not have yet are decoded once to see that they can be, and to know how many audio tokens they take.
-
-A stream holds and counts nothing, so that bad rows are found when they are met. A run that resumes goes on where it was:
-rows that were already learned from are passed over, unread and unencoded, in the same shuffled order.
+Everything that can be wrong with an example is found before the first recording is encoded: those that the cache lacks are
+decoded once to count their audio tokens. Of a stream, bad rows are found when they are met; a run that resumes passes over
+what was learned from, unread and unencoded, in the same shuffled order.
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,8 +26,6 @@ from audiollm.processing import AudioLlmProcessor
 from audiollm.processing.audio import AudioError, read_bytes
 from audiollm.processing.conversations import AUDIO_PLACEHOLDER, ConversationError
 from tqdm.auto import tqdm
-from transformers import TrainerState
-from transformers.trainer import TRAINER_STATE_NAME
 
 from .batching import BatchBudget
 from .feature_cache import FeatureCache
@@ -37,6 +33,7 @@ from .feature_cache import FeatureCache
 URL_MARK = "://"
 #: What a bad example or recording raises.
 EXAMPLE_ERRORS = (AudioError, ConversationError, OSError, ValueError)
+NOTHING = [("", "holds no example that can be used")]
 #: A recording as a row holds it where there is no cache and some lie within a table.
 RECORDING_FEATURES = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
 
@@ -44,11 +41,7 @@ RECORDING_FEATURES = {"bytes": datasets.Value("binary"), "path": datasets.Value(
 def encode_messages(
     processor: AudioLlmProcessor, messages: Sequence[dict[str, Any]], num_slots: list[int]
 ) -> tuple[list[int], list[int]]:
-    """
-    Return token ids and labels of a conversation whose recordings take `num_slots` audio tokens each.
-
-    Raises ConversationError where there is not one `<audio>` per recording, or the template does not show an answer.
-    """
+    """Return token ids and labels of a conversation whose recordings take `num_slots` audio tokens each."""
     segments = processor.conversation_segments(list(messages))
     found = sum(segment.text.count(AUDIO_PLACEHOLDER) for segment in segments)
     if found != len(num_slots):
@@ -71,9 +64,8 @@ class ExampleEncoder:
 
     def encode(self, example: Any) -> dict[str, Any]:
         """
-        Return a row of an example's `messages` and `recordings`; nothing is stored in the cache.
+        Return a row: `input_ids`, `labels`, `length` (tokens) and `audio` (cache keys, or the recordings without a cache).
 
-        It has `input_ids`, `labels`, `length` (tokens) and `audio` (cache keys, or the recordings without a cache).
         Raises one of `EXAMPLE_ERRORS` where a recording cannot be used, or no answer is shown, or no batch can hold it.
         """
         measured = [self.measure(recording) for recording in example.recordings]
@@ -82,12 +74,8 @@ class ExampleEncoder:
         input_ids, labels = encode_messages(self.processor, example.messages, slots)
         if self.budget is not None and (problem := self.budget.problem(len(input_ids))):
             raise ValueError(problem)
-        return {
-            "input_ids": input_ids,
-            "labels": labels,
-            "length": len(input_ids),
-            "audio": [reference for reference, _ in measured],
-        }
+        audio = [reference for reference, _ in measured]
+        return {"input_ids": input_ids, "labels": labels, "length": len(input_ids), "audio": audio}
 
     def measure(self, recording: Any) -> tuple[Any, list[int]]:
         """Return a recording's cache key, or itself without a cache, and the encoder frames of each window."""
@@ -109,59 +97,45 @@ class ExampleEncoder:
             return {"bytes": read_bytes(recording), "path": recording}
         return recording
 
-    def recordings(self, examples: Sequence[Any], chosen: Iterable[int] | None = None) -> dict[str, Callable[[], Any]]:
-        """
-        Return functions that read the usable recordings of all examples or chosen ones, by cache key.
+    def recordings(self, examples: Sequence[Any]) -> dict[str, Callable[[], Any]]:
+        """Return functions that read the usable recordings of examples, by cache key; so those in tables are not held."""
 
-        Recordings that lie within a table are so read again when they are encoded, and not held.
-        """
+        def read(index: int, place: int) -> Any:
+            return self.content(examples[index].recordings[place])
+
         found: dict[str, Callable[[], Any]] = {}
-        for index in range(len(examples)) if chosen is None else chosen:
+        for index in range(len(examples)):
             for place, recording in enumerate(examples[index].recordings):
                 with suppress(*EXAMPLE_ERRORS):
-                    found.setdefault(self.measure(recording)[0], partial(self._read, examples, index, place))
+                    found.setdefault(self.measure(recording)[0], partial(read, index, place))
         return found
 
-    def _read(self, examples: Sequence[Any], index: int, place: int) -> Any:
-        return self.content(examples[index].recordings[place])
-
-    def add_features(
-        self, examples: Sequence[Any], progress: bool = True, chosen: Iterable[int] | None = None
-    ) -> None:
-        """Compute the features that the cache lacks, of all examples or chosen ones; several processes share the work."""
+    def add_features(self, examples: Sequence[Any], progress: bool = True) -> None:
+        """Compute the features of the examples that the cache lacks; several processes share the work."""
         if self.cache is not None:
-            self.cache.fill(self.recordings(examples, chosen), progress)
+            self.cache.fill(self.recordings(examples), progress)
 
 
 def encode_examples(
     examples: Sequence[Any], encoder: ExampleEncoder, progress: bool = True
-) -> tuple[list[dict[str, Any]], list[int], list[tuple[str, str]]]:
-    """Return rows of all examples that can be used, the index of each one's example, and (where, reason) of the others."""
-    rows, usable, problems = [], [], []
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Return rows of all examples that can be used, and (where, reason) of the others."""
+    rows, problems = [], []
     for index in tqdm(range(len(examples)), desc="Checking examples", unit="example", disable=not progress):
         example = examples[index]
         try:
             rows.append(encoder.encode(example))
         except EXAMPLE_ERRORS as error:
             problems.append((example.where, str(error)))
-        else:
-            usable.append(index)
-    return rows, usable, problems
+    return rows, problems
 
 
 def build_dataset(
-    examples: Sequence[Any],
-    processor: AudioLlmProcessor,
-    cache: FeatureCache | None,
-    progress: bool = True,
+    examples: Sequence[Any], processor: AudioLlmProcessor, cache: FeatureCache | None, progress: bool = True
 ) -> datasets.Dataset:
-    """
-    Return what [`ExampleEncoder.encode`] makes of all examples, in their order; the cache is given what it lacks.
-
-    Raises ExamplesError, which lists all examples that cannot be encoded.
-    """
+    """Return the rows of all examples; the cache is given what it lacks. Raises ExamplesError, which lists all bad ones."""
     encoder = ExampleEncoder(processor, cache)
-    rows, _, problems = encode_examples(examples, encoder, progress)
+    rows, problems = encode_examples(examples, encoder, progress)
     settle_problems([("The examples", problems)], skip=False)
     encoder.add_features(examples, progress)
     return _as_datasets([rows])[0]
@@ -178,22 +152,19 @@ def build_mixture(
     """
     Return rows of several sources.
 
-    Without weights, an epoch has every example once. With them, they are the share of the rows of an epoch that each
-    source gives, drawn at random by the seed; an epoch is as long as it takes for every example of every source to
-    come at least once, so that those of sources with more weight than examples come several times.
+    Without weights, an epoch has every example once. With them, they are each source's share of the rows of an epoch,
+    drawn by the seed; an epoch is as long as it takes for every example to come at least once.
 
     Raises ExamplesError for bad examples that are not to be left out, and sources that have no others.
     """
     found = [encode_examples(source, encoder, progress) for source in sources]
     names = [source.source.name for source in sources]
-    settle_problems(
-        [(name, source.problems + problems) for name, source, (_, _, problems) in zip(names, sources, found)], skip_bad
-    )
-    nothing = [("", "holds no example that can be used")]
-    settle_problems([(name, [] if rows else nothing) for name, (rows, _, _) in zip(names, found)], skip=False)
-    for source, (_, usable, _) in zip(sources, found):
-        encoder.add_features(source, progress, usable)
-    parts = _as_datasets([rows for rows, _, _ in found])
+    bad = [source.problems + problems for source, (_, problems) in zip(sources, found)]
+    settle_problems(list(zip(names, bad)), skip_bad)
+    settle_problems([(name, [] if rows else NOTHING) for name, (rows, _) in zip(names, found)], skip=False)
+    for source in sources:
+        encoder.add_features(source, progress)
+    parts = _as_datasets([rows for rows, _ in found])
     if weights is None:
         return datasets.concatenate_datasets(parts)
     total = sum(weights)
@@ -215,12 +186,8 @@ def _as_datasets(parts: Sequence[Sequence[dict[str, Any]]]) -> list[datasets.Dat
     def recording(one: Any) -> Any:
         return {"bytes": None, "path": one} if within_tables and isinstance(one, str) else one
 
-    return [
-        datasets.Dataset.from_list(
-            [{**row, "audio": list(map(recording, row["audio"]))} for row in rows], features=features
-        )
-        for rows in parts
-    ]
+    whole = [[{**row, "audio": list(map(recording, row["audio"]))} for row in rows] for rows in parts]
+    return [datasets.Dataset.from_list(rows, features=features) for rows in whole]
 
 
 # ---- streams ---------------------------------------------------------------------------------------------------------
@@ -235,9 +202,8 @@ class StreamedExamples(torch.utils.data.IterableDataset):
     """
     Rows as [`ExampleEncoder.encode`] makes them, without end: a source that is used up begins again in another order.
 
-    Without weights, sources take turns until each is used up. With weights, each row comes from a source that is drawn
-    by the seed with that probability. Each of several processes, and each of its DataLoader's workers, takes every n-th
-    row. Features are stored as rows come up.
+    Without weights, sources take turns until each is used up; else each row comes from a source drawn by the seed. Each of
+    several processes, and each of its DataLoader's workers, takes every n-th row. Features are stored as rows come up.
 
     Workers tell the process of bad rows by the row after them, in `bad_rows`; and of an error that ends the run by a row
     with `error`, the arguments of an ExamplesError.
@@ -290,25 +256,24 @@ class StreamedExamples(torch.utils.data.IterableDataset):
                         for recording in example.recordings:
                             self.encoder.cache.add_one(self.encoder.content(recording))
                 except EXAMPLE_ERRORS as error:
-                    self._reject(number, name, where, error)
+                    if not self.skip_bad:
+                        raise ExamplesError(name, [(where, str(error))]) from error
+                    if (name, where) not in self._reported:
+                        self._reported.add((name, where))
+                        print(f"{name}: {where} is left out, the {len(self._reported)}. bad example so far: {error}")
+                    self.bad.add(number)
                     bad.append(number)
                     if current_pass - last_useful_pass > shares:
-                        raise ExamplesError(name, [("", "holds no example that can be used")]) from error
+                        raise ExamplesError(name, NOTHING) from error
                     continue
             if bad and torch.utils.data.get_worker_info() is not None:
                 row, bad = {**(row or {}), "bad_rows": bad}, []
             handed_out, last_useful_pass = handed_out + 1, current_pass
             yield row
 
-    @property
-    def encodes(self) -> bool:
-        """Return whether rows are encoded when they are read."""
-        return self.encoder.cache is not None
-
-    def resume(self, checkpoint: Path, batches_per_step: int, batch_size: int) -> None:
-        """Pass over what this process has learned from, in a checkpoint of as many workers."""
-        steps = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).global_step
-        self.passed_over, self.batch_size = steps * batches_per_step, batch_size
+    def resume(self, checkpoint: Path, batches: int, batch_size: int) -> None:
+        """Pass over the batches that this process has learned from, in a checkpoint of as many workers."""
+        self.passed_over, self.batch_size = batches, batch_size
         bad_rows = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
         if bad_rows.is_file():
             self.bad.update(json.loads(bad_rows.read_text()))
@@ -317,14 +282,6 @@ class StreamedExamples(torch.utils.data.IterableDataset):
         """Write which rows of this process were left out."""
         file = checkpoint / BAD_ROWS_FILE.format(process=self.process_index)
         write_whole(file, json.dumps(sorted(self.bad)))
-
-    def _reject(self, number: int, name: str, where: str, error: Exception) -> None:
-        if not self.skip_bad:
-            raise ExamplesError(name, [(where, str(error))]) from error
-        self.bad.add(number)
-        if (name, where) not in self._reported:
-            self._reported.add((name, where))
-            print(f"{name}: {where} is left out, the {len(self._reported)}. bad example so far: {error}")
 
     def _rows(self) -> Iterator[tuple[int, str, str, Callable[[], Conversation]]]:
         """Yield all rows of all processes: which pass, the source's name, where, and what reads the row."""
@@ -342,8 +299,7 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             return  # never: there is always another pass
         random = np.random.default_rng(self.seed)
         shares = np.asarray(self.weights, dtype=float) / sum(self.weights)
-        passes = [0] * len(self.streams)
-        current = [self._pass(stream, 0) for stream in self.streams]
+        passes, current = [0] * len(shares), [self._pass(stream, 0) for stream in self.streams]
         while True:
             index = int(random.choice(len(shares), p=shares))
             following = next(current[index], None)
@@ -354,12 +310,12 @@ class StreamedExamples(torch.utils.data.IterableDataset):
             yield min(passes), names[index], *following
 
     def _pass(self, stream: StreamedRows, number: int) -> Iterator[tuple[str, Callable[[], Conversation]]]:
-        is_empty = True
-        for row in stream.rows(number, self.seed):
-            is_empty = False
-            yield row
-        if is_empty:
+        rows = stream.rows(number, self.seed)
+        first = next(rows, None)
+        if first is None:
             raise ExamplesError(stream.source.name, [("", "holds no examples")])
+        yield first
+        yield from rows
 
 
 def collate_stream(collate: Callable[[list[Any]], dict[str, Any]], rows: list[Any]) -> dict[str, Any]:

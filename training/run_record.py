@@ -1,8 +1,8 @@
 """Facts that only a run knows, for its record and model card; and how far it moved the answers to text alone."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from datetime import datetime, timezone
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from audiollm.publishing.record import (
     peak_memory_mib,
     shown_path,
 )
-from transformers import PreTrainedModel, TrainingArguments
+from transformers import PreTrainedModel
 
 from .preparing import Prepared
 
@@ -32,31 +32,23 @@ ALWAYS = {"learning_rate", "num_train_epochs", "max_steps", "per_device_train_ba
 
 
 def record_run(
-    prepared: Prepared, stage: str, arguments: Sequence[Any], started: datetime, outcome: Mapping[str, Any]
+    prepared: Prepared, stage: str, arguments: Sequence[Any], started: float, outcome: Mapping[str, Any]
 ) -> None:
-    """
-    Write the training record beside the checkpoint.
-
-    Args:
-        arguments: of model, data, training, and the stage's own.
-        started: when the run began.
-        outcome: what came of it: `rows`, `steps`, `epochs`, `final_loss`, `resumed_from`; None where unknown.
-    """
+    """Write the training record; `arguments` are of model, data, training and the stage, `outcome` has the run's figures."""
     model_arguments, data_arguments, training_arguments, _ = arguments
-    held_out = data_arguments.eval_data_path
+    base = str(prepared.model.dtype).removeprefix("torch.")
+    mixed = "bfloat16" if training_arguments.bf16 else "float16" if training_arguments.fp16 else "float32"
     run = {
         "stage": stage,
         "command": command_line(),
         "starts_from": None if model_arguments.model_path is None else shown_path(model_arguments.model_path),
         "data": [describe_file(path) for path in data_arguments.data_path],
-        "eval_data": None if held_out is None else describe_file(held_out),
         **outcome,
         "hyperparameters": hyperparameters(arguments),
         "trainable_parameters": prepared.model.num_parameters(only_trainable=True),
-        "precision": _precision(prepared, training_arguments),
+        "precision": f"bases {base}, what trains float32, computed in {mixed}",
         "processes": training_arguments.world_size,
-        "started": started.isoformat(timespec="seconds"),
-        "seconds": round((datetime.now(timezone.utc) - started).total_seconds(), 1),
+        "seconds": round(time.monotonic() - started, 1),
         "peak_memory_mib": round(peak_memory_mib()),
         "machine": machine_facts(),
         "versions": library_versions(),
@@ -68,25 +60,16 @@ def record_run(
 def hyperparameters(groups: Sequence[Any]) -> dict[str, Any]:
     """Return options that are not the defaults, and those of `ALWAYS`, as JSON; no paths and no secrets."""
     chosen: dict[str, Any] = {}
-    for group in groups:
-        if not is_dataclass(group):
+    for group, field in [(each, field) for each in groups if is_dataclass(each) for field in fields(each)]:
+        name, value = field.name, getattr(group, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if name in NOT_HYPERPARAMETERS or name.startswith(("_", "hub_", "logging_")):
             continue
-        for field in fields(group):
-            value = getattr(group, field.name)
-            default = field.default if field.default_factory is MISSING else field.default_factory()
-            if field.name in NOT_HYPERPARAMETERS or field.name.startswith(("_", "hub_", "logging_")):
-                continue
-            if field.name in ALWAYS or value != default:
-                value = shown_path(value) if isinstance(value, str) else value
-                plain = value is None or isinstance(value, (bool, int, float, list, dict))
-                chosen[field.name] = value if plain else str(getattr(value, "value", value))
+        if name in ALWAYS or value != default:
+            value = shown_path(value) if isinstance(value, str) else value
+            plain = value is None or isinstance(value, (bool, int, float, list, dict))
+            chosen[name] = value if plain else str(getattr(value, "value", value))
     return chosen
-
-
-def _precision(prepared: Prepared, arguments: TrainingArguments) -> str:
-    base = str(prepared.model.dtype).removeprefix("torch.")
-    mixed = "bfloat16" if arguments.bf16 else "float16" if arguments.fp16 else "float32"
-    return f"bases {base}, what trains float32, computed in {mixed}"
 
 
 #: Text of several kinds; what matters is that it is always the same.

@@ -6,8 +6,8 @@
 
 import signal
 import sys
+import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,7 @@ from .arguments import (
     check_arguments,
 )
 from .augmentation import BatchAugmentation, WaveformVariants
-from .checkpointing import StoppedBySignalError, last_complete_checkpoint, resumed_step
+from .checkpointing import StoppedBySignalError, last_complete_checkpoint, step_of
 from .collator import pack_batch, uses_flash
 from .command_line import STAGE_OPTIONS, parse_arguments
 from .evaluating import PatienceCallback, listening_evaluation
@@ -42,7 +42,6 @@ from .trainer import AudioLlmTrainer, write_card_if_mine
 
 #: Each stage's module reads its rows (`open_data`) and builds its Trainer (`build`).
 STAGES: dict[str, Any] = {"align": align, "read": read, "instruct": instruct, "distill": distill, "prefer": prefer}
-#: What a shell reports of a program that SIGTERM ended.
 #: Errors of which the command shows the message alone.
 REFUSALS = (TrainingError, DownloadError, ExamplesError, ConversationError, AudioError, CardError, OSError)
 DISK_ADVICE = "checkpoints that are whole stay: make room, and the same command goes on from the last one"
@@ -60,32 +59,23 @@ def train(
     """
     Train, resuming where an earlier run into the same folder was cut off, and save what was trained.
 
-    Args:
-        model_arguments, data_arguments, training_arguments: what the command line says, or its defaults.
-        stage_arguments: the stage; instruct when not given.
-        own_arguments: the stage's own options, such as `DistillArguments`; their defaults when not given.
-        callbacks: the Trainer's.
+    The stage is instruct when not given; `own_arguments` are its own options, such as `DistillArguments`.
 
-    Returns:
-        The trainer, with the trained model in `trainer.model`; of stage align, with its projector there.
-
-    Raises:
-        ValueError: options contradict each other.
-        ExamplesError: examples are malformed; all are listed, before anything is loaded.
-        FileNotFoundError: a file or folder is not there.
-        AudioError: a recording cannot be used.
-        StoppedBySignalError: SIGTERM came; a checkpoint was written.
+    Returns the trainer, with the trained model in `trainer.model`; of stage align, with its projector there. Raises
+    ValueError for options that contradict each other, ExamplesError for malformed examples, FileNotFoundError, AudioError,
+    and StoppedBySignalError when SIGTERM came and a checkpoint was written.
     """
-    name, started = (stage_arguments or StageArguments()).stage, datetime.now(timezone.utc)
+    name, started = (stage_arguments or StageArguments()).stage, time.monotonic()
     check_arguments(model_arguments, data_arguments, training_arguments, name)
     stage, own_options = STAGES[name], STAGE_OPTIONS[name]
     own = own_options() if own_arguments is None and own_options is not None else own_arguments
     examples, held_out = stage.open_data(data_arguments, own)
 
-    patience = training_arguments.early_stopping_patience
-    callbacks = [*callbacks, *([] if patience is None else [PatienceCallback(patience)])]
-    prepared = prepare(model_arguments, data_arguments, training_arguments, name, callbacks)
+    prepared = prepare(model_arguments, data_arguments, training_arguments, name)
     trainer = stage.build(prepared, examples, held_out, own)
+    patience = training_arguments.early_stopping_patience
+    for callback in [*callbacks, *([] if patience is None else [PatienceCallback(patience)])]:
+        trainer.add_callback(callback)
     if data_arguments.augment:
         trainer.augmentation = BatchAugmentation(prepared.processor)
     if training_arguments.packing:
@@ -105,21 +95,21 @@ def train(
     # Under FSDP the model is in pieces afterwards.
     before = None if trainer.is_fsdp_enabled else text_logits(prepared.model, prepared.processor.tokenizer)
     resume = training_arguments.resume_from_checkpoint or last_complete_checkpoint(training_arguments.output_dir)
+    resumed_from = step_of(resume) if resume else None  # before it is rotated away
     if resume:
         print(f"Resuming from {resume}.")
     trainer.train(resume_from_checkpoint=resume)
-    trainer.finish()
     if training_arguments.should_save:  # before it is saved, which pushes it as well
         outcome = {
             "rows": None if data_arguments.streaming else len(examples),
             "steps": trainer.state.global_step,
             "epochs": trainer.state.epoch,
             "final_loss": next((entry["loss"] for entry in trainer.state.log_history[::-1] if "loss" in entry), None),
-            "resumed_from": resumed_step(resume),
+            "resumed_from": resumed_from,
         }
         arguments = (model_arguments, data_arguments, training_arguments, own)
         record_run(prepared, name, arguments, started, outcome)
-    trainer.save_result()
+    trainer.save_model()
     trainer.save_state()
     if training_arguments.should_save:
         if before is not None:

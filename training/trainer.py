@@ -3,10 +3,9 @@
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -30,14 +29,13 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import EvalLoopOutput, seed_worker
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from .arguments import AudioLlmTrainingArguments, asks_for_fsdp, check_distributed
+from .arguments import AudioLlmTrainingArguments, asks_for_fsdp, check_distributed, part_of
 from .batching import BatchBudget, BudgetBatchSampler
-from .checkpointing import StopOnSignal, StoppedBySignalError
+from .checkpointing import StopOnSignal, StoppedBySignalError, step_of
 from .rows import StreamedExamples, collate_stream
 
 #: What the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
 EVALUATION_PREFIX = "eval"
-PROJECTOR_KEYS = ("multi_modal_projector.", "audio_boundary_embeds")
 AUDIO_TOWER = "model.audio_tower"
 
 
@@ -61,14 +59,12 @@ class EpochLengthSampler(LengthGroupedSampler):
     """
     Like lengths together, in an order that depends on seed and epoch alone.
 
-    transformers' own draws from the global generator, which a run that resumes within an epoch has in another state:
-    it would see some examples of the epoch twice and others not at all.
+    transformers' own draws from the global generator, which a run that resumes within an epoch has in another state.
     """
 
     def __init__(self, batch_size: int, lengths: list[int], seed: int, current_epoch: Callable[[], int]):
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed = seed
-        self.current_epoch = current_epoch
+        self.seed, self.current_epoch = seed, current_epoch
 
     def __iter__(self) -> Iterator[int]:
         self.generator.manual_seed(self.seed + self.current_epoch())
@@ -80,14 +76,7 @@ class AudioLlmTrainer(Trainer):
     Trains projector and LoRA with their own learning rates, and resumes exactly, from what was trained alone.
 
     Checkpoints hold the adapter only (a few MB), besides optimizer, schedule and random states; SIGTERM leaves one after
-    the step. Batches are of so many rows, within a budget (of the training set's column `length`), or of a stream as it
-    comes. FSDP2 shards the language model's layers.
-
-    Attributes:
-        augmentation: varies each training batch, in its own step: batches are made ahead, where a resumed run does not
-            yet have the random state.
-        pack: joins the rows of each training batch, such as [`pack_batch`].
-        more_metrics: gives each evaluation metrics besides the loss, such as [`ListeningEvaluation`].
+    the step. Batches are of so many rows, within a budget, or of a stream. FSDP2 shards the language model's layers.
     """
 
     args: AudioLlmTrainingArguments
@@ -96,8 +85,11 @@ class AudioLlmTrainer(Trainer):
     def __init__(self, *args: Any, budget: BatchBudget | None = None, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.budget = budget
+        #: Vary and join the rows of a training batch, in its own step: where batches are made ahead, a resumed run does
+        #: not yet have the random state.
         self.augmentation: Callable[[dict], dict] | None = None
         self.pack: Callable[[dict], dict] | None = None
+        #: Gives each evaluation metrics besides the loss.
         self.more_metrics: Callable[[Trainer], dict[str, float]] | None = None
         self.stop_on_signal = StopOnSignal()
         self.add_callback(self.stop_on_signal)
@@ -120,10 +112,10 @@ class AudioLlmTrainer(Trainer):
         workers, collate = self.args.dataloader_num_workers, self.data_collator  # type: int, Any
         own: dict[str, Any] = {}
         if stream is None:
-            own = {"batch_sampler": self.train_batch_sampler()}
+            own["batch_sampler"] = self.train_batch_sampler()
         else:
-            collate, own = partial(collate_stream, collate), {"batch_size": self._train_batch_size}
-            if workers and stream.encodes:
+            collate, own["batch_size"] = partial(collate_stream, collate), self._train_batch_size
+            if workers and stream.encoder.cache is not None:
                 own["multiprocessing_context"] = "fork"  # to share the model's memory
         loader: DataLoader = DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
@@ -137,30 +129,24 @@ class AudioLlmTrainer(Trainer):
         )
         if stream is None:
             return self.accelerator.prepare(loader)
-        # By itself, accelerate would read all rows in the first process, and cut the batches' audio to as many windows
-        # as there are rows.
+        # By itself, accelerate would read all rows in the first process, and cut the audio to as many windows as rows.
         alone = {"num_processes": 1, "process_index": 0, "put_on_device": True, "dispatch_batches": False}
         return prepare_data_loader(loader, self.accelerator.device, **alone)
 
     def train_batch_sampler(self) -> BudgetBatchSampler:
         """Return the batches of the training set within the budget."""
-        dataset: Any = self.train_dataset
+        lengths, budget = cast(Any, self.train_dataset)["length"][:], self.budget or BatchBudget()
         return BudgetBatchSampler(
-            dataset["length"][:],
-            self.budget or BatchBudget(),
-            seed=sampling_seed(self.args),
-            num_processes=self.accelerator.num_processes,
-            current_epoch=lambda: int(self.state.epoch or 0),
+            lengths, budget, sampling_seed(self.args), self.accelerator.num_processes, self._current_epoch
         )
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
-        """
-        Train as the Trainer does; a stream passes over what the checkpoint has learned from.
+    def _current_epoch(self) -> int:
+        return int(self.state.epoch or 0)
 
-        Raises StoppedBySignalError when SIGTERM came, after a checkpoint was written.
-        """
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any):
+        """The Trainer's. A stream passes over what the checkpoint has learned from; a signal raises StoppedBySignalError."""
         if isinstance(self.train_dataset, StreamedExamples) and isinstance(resume_from_checkpoint, str):
-            batches = self.args.gradient_accumulation_steps
+            batches = step_of(resume_from_checkpoint) * self.args.gradient_accumulation_steps
             self.train_dataset.resume(Path(resume_from_checkpoint), batches, self._train_batch_size)
         try:
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -174,12 +160,8 @@ class AudioLlmTrainer(Trainer):
         sampler = super()._get_train_sampler(train_dataset)
         if not isinstance(sampler, LengthGroupedSampler):
             return sampler
-        return EpochLengthSampler(
-            sampler.batch_size * self.args.world_size,  # the order is that of one process with as large a batch
-            lengths=sampler.lengths,
-            seed=sampling_seed(self.args),
-            current_epoch=lambda: int(self.state.epoch or 0),
-        )
+        size = sampler.batch_size * self.args.world_size  # the order is that of one process with as large a batch
+        return EpochLengthSampler(size, sampler.lengths, sampling_seed(self.args), self._current_epoch)
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
         """The Trainer's; none for a run that had ended when it was cut off or started again: it would make one more."""
@@ -223,25 +205,18 @@ class AudioLlmTrainer(Trainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """The Trainer's optimizer, with projector and boundary vectors in groups of their own rate."""
         optimizer = super().create_optimizer(model)
-        rate = getattr(self.args, "projector_learning_rate", None)
+        rate = getattr(self.args, "projector_learning_rate", None)  # which plain TrainingArguments do not have
         if rate is None or any("is_projector" in group for group in optimizer.param_groups):
             return optimizer
         names = {id(parameter): name for name, parameter in self.model.named_parameters()}
         groups, optimizer.param_groups = optimizer.param_groups, []
         for group in groups:
             for is_projector in (True, False):
-                chosen = [p for p in group["params"] if any(k in names[id(p)] for k in PROJECTOR_KEYS) == is_projector]
+                chosen = [p for p in group["params"] if (part_of(names[id(p)]) == "projector") == is_projector]
                 if chosen:
                     settings = {**group, "params": chosen, "is_projector": is_projector}
                     optimizer.add_param_group({**settings, "lr": rate} if is_projector else settings)
         return optimizer
-
-    def finish(self) -> None:
-        """Complete what was trained, after the last step, where a stage has more to do."""
-
-    def save_result(self) -> None:
-        """Save what was trained into the output folder."""
-        self.save_model()
 
     # ------------------------------------------------------------------------------------------- several processes
 
@@ -318,8 +293,7 @@ class AudioLlmTrainer(Trainer):
 # ---- losses on the logits at answer positions ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class AnswerLogits:
+class AnswerLogits(NamedTuple):
     """Logits at the positions before each answer token of a batch, rows one after the other."""
 
     logits: torch.Tensor  # (answer_tokens, vocab_size)
@@ -377,12 +351,7 @@ class AnswerTrainer(AudioLlmTrainer):
         super().log(logs, start_time)
 
     def normalised(self, total: torch.Tensor, count: int, num_items_in_batch: Any) -> torch.Tensor:
-        """
-        Return a sum over this batch as its share of the mean over all batches of a step.
-
-        `num_items_in_batch` are the items of the whole step, on all devices. In evaluation the Trainer does not count
-        them, and the sum is divided by those of this batch, `count`.
-        """
+        """Return a sum over this batch's `count` items, divided by those of the whole step where the Trainer counts them."""
         if num_items_in_batch is None:
             return total / count
         # As in Trainer.compute_loss: gradients are averaged over devices, but the count is that of all of them.

@@ -7,7 +7,7 @@ import pytest
 from audiollm.corpora.examples import Example, read_examples
 from audiollm.training.feature_cache import FeatureCache
 from audiollm.training.rows import build_dataset
-from runs import stage_options
+from runs import command_options, stage_options
 from small_corpus import example_rows, write_recordings, write_rows
 
 
@@ -56,19 +56,11 @@ def shared_features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def options(corpus: Corpus, tiny_bases: tuple[str, str], shared_features: Path, tmp_path: Path) -> list[str]:
     """The command's options for a short run of the tiny pair into `tmp_path / "run"`."""
-    audio, text = tiny_bases
-    return (
-        f"--data_path {corpus.data_path} --audio_dir {corpus.audio_dir} --whisper_path {audio} --llama_path {text} "
-        f"--output_dir {tmp_path / 'run'} --feature_cache {shared_features} --batch_size 4 --max_steps 2 "
-        "--dataloader_pin_memory False --disable_tqdm True"
-    ).split()
+    folder = tmp_path / "run"
+    return [*command_options(corpus.data_path, corpus, tiny_bases, shared_features, folder), "--max_steps=2"]
 
 
 @pytest.fixture
 def stage(corpus: Corpus, tiny_bases: tuple[str, str], shared_features: Path, tmp_path: Path):
     """Makes the command's options of a stage into `tmp_path / stage`."""
-
-    def make(name: str, *extra: str) -> list[str]:
-        return stage_options(name, corpus, tiny_bases, shared_features, tmp_path, *extra)
-
-    return make
+    return lambda name, *extra: stage_options(name, corpus, tiny_bases, shared_features, tmp_path, *extra)

@@ -26,12 +26,12 @@ def lexicon_ids(tokenizer, texts: Sequence[str] = ()) -> list[int]:
     return sorted({id_ for one in said for id_ in tokenizer(one, add_special_tokens=False)["input_ids"]})
 
 
-def heard(classes: list[int], num_pieces: int, generator: torch.Generator, misheard: float) -> torch.Tensor:
-    """Log-probabilities of a clip that says these classes, a share of which is heard as something else."""
+def heard(classes: list[int], num_pieces: int, generator: torch.Generator) -> torch.Tensor:
+    """Log-probabilities of a clip that says these classes, a fifth of which is heard as something else."""
     slots: list[int] = [0]
     for index, one in enumerate(classes):
         said = one
-        if torch.rand((), generator=generator) < misheard:
+        if torch.rand((), generator=generator) < 0.2:
             said = int(torch.randint(1, num_pieces + 1, (), generator=generator))
         apart = index and classes[index - 1] == one
         slots += [0] * max(int(apart), int(torch.randint(0, 3, (), generator=generator)))
@@ -41,9 +41,7 @@ def heard(classes: list[int], num_pieces: int, generator: torch.Generator, mishe
     return scores.log_softmax(dim=-1)
 
 
-def make_bank(
-    tokenizer, misheard: float = 0.2, stack_factor: int = 4, texts: Sequence[str] = ()
-) -> tuple[PosteriorBank, SpokenText]:
+def make_bank(tokenizer, texts: Sequence[str] = ()) -> tuple[PosteriorBank, SpokenText]:
     """A bank of `SENTENCES`, each heard eight times; `texts` add their pieces to the letters."""
     token_ids = lexicon_ids(tokenizer, texts)
     text = SpokenText(tokenizer, token_ids)
@@ -52,18 +50,11 @@ def make_bank(
     for _ in range(8):
         for sentence in SENTENCES:
             classes, begins = text.encode(sentence)
-            assert collector.add(heard(classes, len(token_ids), generator, misheard), classes, begins)
-    return collector.bank(token_ids, {"clips": collector.clips, "stack_factor": stack_factor}), text
+            assert collector.add(heard(classes, len(token_ids), generator), classes, begins)
+    return collector.bank(token_ids, {"clips": collector.clips, "stack_factor": 4}), text
 
 
-def save_aligned(
-    folder: Path,
-    bases: tuple[str, str],
-    with_bank: bool = True,
-    texts: Sequence[str] = (),
-    aligned: bool = True,
-    **shape,
-) -> Path:
+def save_aligned(folder: Path, bases, with_bank=True, texts: Sequence[str] = (), aligned=True, **shape) -> Path:
     """Saves a tiny checkpoint whose readout knows the letters, and a bank beside it."""
     torch.manual_seed(0)
     shape = {"lora_rank": 4, "projector_readout": "pieces", **shape}

@@ -87,27 +87,20 @@ def stage_rows(stage: str, names: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
+def command_options(data_path: str, corpus, bases: tuple[str, str], features: Path, output_dir: Path) -> list[str]:
+    """The command's options for a run of the bases over the corpus, four rows a step."""
+    return (
+        f"--data_path={data_path} --audio_dir={corpus.audio_dir} --whisper_path={bases[0]} --llama_path={bases[1]} "
+        f"--feature_cache={features} --output_dir={output_dir} --batch_size=4 --disable_tqdm=True"
+    ).split()
+
+
 def stage_options(stage: str, corpus, bases: tuple[str, str], features: Path, folder: Path, *extra: str) -> list[str]:
-    """The command's options for a stage into `folder / stage`: ten rows, four a step, so that an epoch is three steps."""
+    """The command's options for a stage into `folder / stage`: ten rows, so that an epoch is three steps."""
     folder.mkdir(parents=True, exist_ok=True)
-    audio, text = bases
-    return [
-        f"--config={stage}",
-        f"--data_path={write_rows(folder / f'{stage}.json', stage_rows(stage, corpus.names))}",
-        f"--audio_dir={corpus.audio_dir}",
-        f"--whisper_path={audio}",
-        f"--llama_path={text}",
-        f"--output_dir={folder / stage}",
-        f"--feature_cache={features}",
-        "--batch_size=4",
-        "--max_steps=3",
-        "--logging_steps=1",
-        "--disable_tqdm=True",
-        *extra,
-    ]
-
-
-# ------------------------------------------------------------------------------------------------- processes of their own
+    data_path = write_rows(folder / f"{stage}.json", stage_rows(stage, corpus.names))
+    options = command_options(data_path, corpus, bases, features, folder / stage)
+    return [f"--config={stage}", *options, "--max_steps=3", "--logging_steps=1", *extra]
 
 
 def _command(target: Callable[[list[str]], None], options: list[str], log: str, environment: dict[str, str]) -> None:

@@ -8,8 +8,7 @@ from audiollm import AudioLlmForConditionalGeneration
 from audiollm.checkpoints import PACKS_FOR_CPU, language_model_only
 from audiollm.command_line.machine import quantisation
 from audiollm.training.arguments import ModelArguments, check_quantisation
-from audiollm.training.train import main
-from runs import differing, logged
+from runs import differing, logged, run
 from safetensors.torch import load_file
 from tiny_models import llama_config, randomise_trainables, save_audio_base, save_text_base
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainingArguments
@@ -57,9 +56,8 @@ def test_text_only_rows_are_the_quantised_bases(bases, bits: int) -> None:
             setattr(module, PACKS_FOR_CPU, False)
     ids = torch.tensor([[7, 8, 9, 10], [20, 21, 22, 23]])
     with torch.no_grad():
-        assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
-        exact = AutoModelForCausalLM.from_pretrained(bases[1])(input_ids=ids).logits
-    assert not torch.equal(model(input_ids=ids).logits, exact)
+        said, exact = model(input_ids=ids).logits, AutoModelForCausalLM.from_pretrained(bases[1])(input_ids=ids).logits
+        assert torch.equal(said, base(input_ids=ids).logits) and not torch.equal(said, exact)
 
 
 def as_stored(layer: torch.nn.Module) -> torch.Tensor:
@@ -93,26 +91,21 @@ def test_gradients_are_those_over_the_same_weights_even_after_an_evaluation(base
 @BITS
 def test_the_command_trains_and_leaves_the_usual_adapter(bases, options, tmp_path, bits: int) -> None:
     """The folder loads without quantisation and with it, and says nothing of it."""
-    audio, text = bases
     steps = ["--max_steps", "4", "--learning_rate", "0.01", "--warmup_steps", "0", "--logging_steps", "1"]
-    main([*options, *steps, "--whisper_path", audio, "--llama_path", text, f"--load_in_{bits}bit"])
+    run([*options, *steps, "--whisper_path", bases[0], "--llama_path", bases[1], f"--load_in_{bits}bit"])
     folder = tmp_path / "run"
     assert logged(folder)[-1] < 0.9 * logged(folder)[0]
     saved = load_file(folder / "model.safetensors")
     assert {value.dtype for value in saved.values()} == {torch.float32}
     assert "quantization_config" not in (folder / "config.json").read_text()
-
-    exact = AudioLlmForConditionalGeneration.from_pretrained(folder)
     config = quantisation(bits == 8, bits == 4, torch.float32)
-    quantised = AudioLlmForConditionalGeneration.from_pretrained(folder, quantization_config=config)
-    for model in (exact, quantised):
-        assert saved.keys() == set(model.trainable_names())
-        assert not differing(saved, dict(model.named_parameters()))
-    assert all(parameter.is_floating_point() for parameter in exact.parameters())
-    in_few_bits = [name for name, parameter in quantised.named_parameters() if not parameter.is_floating_point()]
-    layers = [name for name, _ in quantised.named_parameters() if name.endswith("_proj.base_layer.weight")]
-    assert in_few_bits == [name for name in layers if "language_model.layers" in name] and len(in_few_bits) == 14
-    for save in (lambda: quantised.save_pretrained(tmp_path / "whole", weights="full"), quantised.merge_adapters):
+    for given in (None, config):
+        model = AudioLlmForConditionalGeneration.from_pretrained(folder, quantization_config=given)
+        assert saved.keys() == set(model.trainable_names()) and not differing(saved, dict(model.named_parameters()))
+        in_few_bits = {name for name, parameter in model.named_parameters() if not parameter.is_floating_point()}
+        assert len(in_few_bits) == (0 if given is None else 14)
+        assert all("language_model.layers" in n and n.endswith("_proj.base_layer.weight") for n in in_few_bits)
+    for save in (lambda: model.save_pretrained(tmp_path / "whole", weights="full"), model.merge_adapters):
         with pytest.raises(ValueError, match="needs the base's own weights"):
             save()
     assert not (tmp_path / "whole" / "model.safetensors").exists()
@@ -124,10 +117,9 @@ def test_widths_mean_what_they_say_and_what_a_user_leaves_out_is_left_out_too() 
     four = quantisation(False, True, torch.bfloat16)
     assert four.load_in_4bit and four.bnb_4bit_quant_type == "nf4" and four.bnb_4bit_compute_dtype == torch.bfloat16
     config = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["down_proj"])
-    spared = language_model_only(config).llm_int8_skip_modules
-    assert spared[0] == "down_proj" and len(spared) > 1
-    assert config.llm_int8_skip_modules == ["down_proj"]
-    assert language_model_only(config.to_dict()).llm_int8_skip_modules == spared
+    for given in (config, config.to_dict()):
+        spared = language_model_only(given).llm_int8_skip_modules
+        assert spared[0] == "down_proj" and len(spared) > 1 and config.llm_int8_skip_modules == ["down_proj"]
     with pytest.raises(ValueError, match="cannot leave modules out"):
         language_model_only(object.__new__(type("OtherConfig", (), {})))
 

@@ -6,14 +6,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from audiollm import AudioLlmForConditionalGeneration, AudioLlmProcessor
 from audiollm.processing import ConversationError
 from audiollm.training.collator import ConversationCollator
 from runs import differing, logged
+from small_corpus import write_recordings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 IGNORED = -100
@@ -22,11 +21,8 @@ ANSWERS = ["one", "two", "three"]
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory) -> list[str]:
-    folder, generator = tmp_path_factory.mktemp("recordings"), np.random.default_rng(0)
-    paths = [str(folder / f"{name}.wav") for name in ANSWERS]
-    for seconds, path in enumerate(paths, start=1):
-        soundfile.write(path, 0.1 * generator.standard_normal(seconds * 8_000), 16_000)
-    return paths
+    folder = tmp_path_factory.mktemp("recordings")
+    return [str(folder / name) for name in write_recordings(folder, len(ANSWERS))]
 
 
 def run_example(name: str | Any, model: Any, processor: Any, rows: list[dict], folder: Path, **options: Any) -> Any:
@@ -57,7 +53,7 @@ def row(recording: str | None, answer: str) -> dict:
 
 
 def question(path: str) -> list[dict]:
-    content = [{"type": "audio", "path": path}, {"type": "text", "text": "What is said?"}]
+    content = [{"type": "audio", "path": path}, {"type": "text", "text": "\nWhich number?"}]
     return [{"role": "user", "content": content}]
 
 
@@ -145,8 +141,7 @@ def test_a_batch(tiny_processor, recordings) -> None:
     assert batch["input_ids"].shape[1] % 16 == 0 and batch["attention_mask"][1, -1] == 0
     said = [tiny_processor.decode(labels[labels != IGNORED]) for labels in batch["labels"]]
     assert said == ["three<|im_end|>", "none<|im_end|>"]
-    content = [{"type": "audio", "path": recordings[2]}, {"type": "text", "text": "\nWhich number?"}]
-    typed = [{"role": "user", "content": content}]
+    typed = question(recordings[2])
     same = ConversationCollator(tiny_processor, 16)([{"messages": typed + rows[0]["messages"][1:]}, rows[1]])
     assert not differing(batch, same)
     text = ConversationCollator(tiny_processor)([rows[1]])
