@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from audiollm import AudioLlmConfig, AudioLlmForConditionalGeneration, AudioLlmProcessor
-from audiollm.evaluation.run import own_whisper
 from audiollm.inference.export_ultravox import ExportError, check_exportable
 from audiollm.inference.web.sound import log_mel
 from audiollm.processing.processing_audiollm import windows_for
@@ -149,6 +148,4 @@ def test_what_is_not_supported_is_refused_by_name(model, processor) -> None:
         windows_for(Wav2Vec2FeatureExtractor())
     with pytest.raises(ExportError, match=r"wav2vec2-bert.*Ultravox's is a Whisper"):
         check_exportable(model.config)
-    assert own_whisper(model.config) is None
-    assert own_whisper(AudioLlmConfig(audio_model_id="openai/whisper-tiny")) == "openai/whisper-tiny"
     assert log_mel(noise(31.0), processor, max_columns=100).shape[1] <= 102

@@ -54,12 +54,16 @@ def make_bank(tokenizer, texts: Sequence[str] = ()) -> tuple[PosteriorBank, Spok
     return collector.bank(token_ids, {"clips": collector.clips, "stack_factor": 4}), text
 
 
-def save_aligned(folder: Path, bases: tuple[str, str], with_bank=True, texts: Sequence[str] = (), aligned=True, **shape) -> Path:
+def save_aligned(
+    folder: Path, bases: tuple[str, str], with_bank=True, texts: Sequence[str] = (), aligned=True, **shape
+) -> Path:
     """Saves a tiny checkpoint whose readout knows the letters, and a bank beside it."""
     torch.manual_seed(0)
     shape = {"lora_rank": 4, "projector_readout": "pieces", **shape}
     model = AudioLlmForConditionalGeneration.from_audio_text_pretrained(*bases, **shape)
-    processor = AudioLlmProcessor.from_audio_text_pretrained(bases[0], bases[1], stack_factor=model.config.stack_factor)
+    processor = AudioLlmProcessor.from_audio_text_pretrained(
+        bases[0], bases[1], stack_factor=model.config.stack_factor
+    )
     randomise_trainables(model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
