@@ -36,7 +36,7 @@ MAX_NEW_SECONDS = 8.0
 #: Sound that is taken at a time.
 MAX_TAKEN_SECONDS = 5.0
 #: Texts that are chosen from at each look, and prefixes of the search for them. More cost time at each look.
-NUM_TEXTS, NUM_PREFIXES = 8, 16
+NUM_TEXTS, NUM_PREFIXES = 16, 24
 #: Final words that are remembered: those of the kept sound, and a dozen before it that the language model reads.
 MAX_WORDS_SAID = 40
 
