@@ -89,13 +89,13 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
         AudioError, FileNotFoundError: an example cannot be used.
     """
     try:
-        import gradio  # noqa: F401  # whether it is there
+        import gradio
     except ImportError as error:
         raise MissingLibraryError(NEEDS_GRADIO.format(error=error)) from error
     from starlette.middleware import Middleware
 
     from .web.own_files import OwnFiles
-    from .web.page import LIMIT, MAX_VISITORS, Page
+    from .web.page import FONTS, LIMIT, MAX_VISITORS, READABLE, Page
 
     for path in options.examples:
         rate, seconds = processor.sampling_rate, options.max_audio_seconds
@@ -106,6 +106,7 @@ def served(model, processor, options: DemoWebArguments) -> Iterator[str]:
         user, _, password = (options.auth or "").partition(":")
         try:
             _, url, _ = page.blocks.queue(status_update_rate=1).launch(
+                theme=gradio.themes.Default(font=list(FONTS)).set(**READABLE),
                 server_name=options.host,
                 server_port=options.port,
                 auth=(user, password) if options.auth else None,

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 TITLE = "AudioLLM"
 #: Visitors whose conversations are kept; the longest idle ones are forgotten first.
 MAX_VISITORS = 32
+#: The system's fonts: a page without network has no others. And colours of Gradio's theme that are too pale to be read.
+FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+READABLE = {
+    "block_info_text_color": "*neutral_600",
+    "block_info_text_color_dark": "*neutral_300",
+    "input_placeholder_color": "*neutral_500",
+    "input_placeholder_color_dark": "*neutral_400",
+}
 #: Seconds between looks for forgotten files, and the age at which they are removed.
 CACHE_LOOK_SECONDS, CACHE_AGE_SECONDS = 600, 6 * 3600
 #: Faults of a request: shown on the page, and not logged.
