@@ -22,7 +22,8 @@ PATIENCE_SECONDS = 300
 PRELOADED = ["torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.tensor", "pyarrow", "pandas"]
 
 
-def _context() -> ForkServerContext:
+def prepared_context() -> ForkServerContext:
+    """Return how processes are started; multiprocessing has one such server, which all of a test process must share."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # torch's threads do not survive a fork
@@ -52,7 +53,7 @@ def run(
     words = [*map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
         files = [str(Path(folder) / name) for name in ("stdout", "stderr")]
-        process = _context().Process(target=_become, args=(script, words, dict(env), str(cwd), files))
+        process = prepared_context().Process(target=_become, args=(script, words, dict(env), str(cwd), files))
         process.start()
         process.join(timeout)
         if process.exitcode is None:

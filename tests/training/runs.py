@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import socket
@@ -17,6 +16,7 @@ import pytest
 import torch
 from audiollm.training.checkpointing import last_complete_checkpoint
 from audiollm.training.train import main, parse_arguments, train
+from prepared_python import prepared_context
 from small_corpus import example_rows, write_rows
 
 STAGES = ("align", "instruct", "distill", "prefer")
@@ -114,13 +114,11 @@ def _command(target: Callable[[list[str]], None], options: list[str], log: str, 
 
 def started(options: list[str], log: Path, rank: int = 0, ranks: int = 1, port: int = 0, target=main) -> Any:
     """A process that runs the command, with what it prints in a file; one of several as torchrun would start them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["audiollm.training.train"])
     environment = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     if ranks > 1:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         environment |= dict(zip(names, map(str, (rank, rank, ranks, ranks, "127.0.0.1", port))))
-    process = context.Process(target=_command, args=(target, options, str(log), environment))
+    process = prepared_context().Process(target=_command, args=(target, options, str(log), environment))
     process.start()
     return process
 
