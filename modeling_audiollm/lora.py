@@ -11,6 +11,8 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
+from .projector import tensor_state
+
 try:
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import Linear as LoraLinear
@@ -106,6 +108,8 @@ class MaskedLoraLinear(LoraLinear):
     base_changed = False
     #: The only adapter, its name, A and B; None until they are looked for.
     _only: tuple[str, nn.Linear, nn.Linear] | None = None
+    #: Its weights in the precision of the base, with what they were made of.
+    _kept: tuple[Any, tuple[torch.Tensor, ...]] | None = None
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         masks = _CALL.masks
@@ -116,6 +120,7 @@ class MaskedLoraLinear(LoraLinear):
             found = self._inferred(x, name, mask)
             if found is not None:
                 return found
+        self._kept = None
         chosen = [(name, mask) for name, mask in masks.items() if name in self.lora_A]
         if torch.is_grad_enabled() and len(chosen) == 1 and self._can_fuse(x, chosen[0][0]):
             name, mask = chosen.pop()
@@ -150,12 +155,21 @@ class MaskedLoraLinear(LoraLinear):
             return None
         result = nn.functional.linear(x, weight, base.bias)
         if down.dtype != x.dtype:
-            down, up = down.to(x.dtype), up.to(x.dtype)
+            down, up = self._in_precision(x.dtype, down, up)
         low = nn.functional.linear(x, down)
         if mask is not None:
             low = low * mask.to(x)
         result.view(-1, result.shape[-1]).addmm_(low.view(-1, low.shape[-1]), up.T, alpha=self.scaling[name])
         return result
+
+    def _in_precision(self, dtype: torch.dtype, down: torch.Tensor, up: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return A and B in a precision. They are kept until they change, or a pass that may train them."""
+        if torch.compiler.is_compiling():
+            return down.to(dtype), up.to(dtype)
+        state = (dtype, tensor_state(down), tensor_state(up))
+        if self._kept is None or self._kept[0] != state:
+            self._kept = (state, (down.to(dtype), up.to(dtype)))
+        return self._kept[1]
 
     def _updated(self, result: torch.Tensor, x: torch.Tensor, name: str, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the base's result with one adapter's update; without gradients, it is added in place."""

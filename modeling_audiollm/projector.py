@@ -126,7 +126,7 @@ class PieceReadout(nn.Module):
         if self.lexicon.dtype != torch.bool:  # loading keeps the whole projector in float32
             with torch.inference_mode(False):  # it may be trained afterwards
                 self.lexicon = self.lexicon.bool()
-        key = (*map(_state, (embeddings, self.lexicon)), self.blank.device)
+        key = (*map(tensor_state, (embeddings, self.lexicon)), self.blank.device)
         if self._table is None or self._table[0] != key:
             # Not of inference mode, even if built in it: training goes on with the same table.
             with torch.inference_mode(False), torch.no_grad():
@@ -157,7 +157,7 @@ class PieceReadout(nn.Module):
         return said + self.residual_gain * projected
 
 
-def _state(tensor: torch.Tensor) -> tuple[int, int]:
+def tensor_state(tensor: torch.Tensor) -> tuple[int, int]:
     """Return what changes when a tensor's content does, as far as autograd keeps count of it."""
     return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 

@@ -177,6 +177,29 @@ def test_rows_that_are_masked_out_have_the_bits_of_the_base(tiny_model, monkeypa
         torch.testing.assert_close(found[row], everywhere[row])
 
 
+def test_answers_follow_weights_that_change(tiny_model, monkeypatch) -> None:
+    """A base in bfloat16 has A and B in its precision, made once: anew after a change in place, and after training."""
+    layer = next(module for module in tiny_model.modules() if isinstance(module, MaskedLoraLinear)).eval()
+    name, x = next(iter(layer.lora_A)), torch.randn(3, layer.in_features).bfloat16()
+    layer.base_layer.bfloat16()
+    up = layer.lora_B[name].weight
+    monkeypatch.setattr(lora._CALL, "masks", {name: None})
+
+    def trained() -> None:  # by an optimizer that writes past autograd
+        layer.train()(x)
+        up.data.mul_(-2)
+        layer.eval()
+
+    with torch.no_grad():
+        for change in (lambda: up.mul_(3), trained, lambda: layer.lora_A[name].weight.neg_()):
+            before = layer(x)
+            kept = layer._kept
+            assert torch.equal(layer(x), before) and layer._kept is kept
+            change()
+            expected = layer._updated(layer.base_layer(x), x, name, None)
+            assert torch.equal(layer(x), expected) and not torch.equal(expected, before)
+
+
 def test_a_language_model_by_itself_is_refused(tiny_model) -> None:
     with pytest.raises(RuntimeError, match="LlamaModel"):
         tiny_model.get_decoder()(input_ids=torch.tensor([[7, 8]]))

@@ -123,7 +123,7 @@ def test_code_files_are_flat_and_import_no_package(tiny_model, tiny_processor, t
 
 def test_missing_peft_is_named(monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-    spec = importlib.util.spec_from_file_location("lora_without_peft", lora.__file__)
+    spec = importlib.util.spec_from_file_location("audiollm.lora_without_peft", lora.__file__)
     with pytest.raises(ImportError, match=r"need peft.*`pip install peft`"):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
