@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
+from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging
 
@@ -270,7 +271,8 @@ def add_adapters(language_model: Any, config) -> None:
             target_modules=list(settings["target_modules"]),
         )
         lora_config._register_custom_module({nn.Linear: MaskedLoraLinear})
-        with warnings.catch_warnings():
+        is_empty = next(language_model.parameters()).is_meta  # its weights are loaded or drawn later
+        with warnings.catch_warnings(), no_init_weights() if is_empty else nullcontext():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several adapters are meant
             inject_adapter_in_model(lora_config, language_model, adapter_name=name)
     language_model.takes_masks = True
