@@ -164,7 +164,7 @@ def test_the_checkpoint_of_least_word_error_is_kept_and_loaded(evaluated, corpus
     rows = [{"text": "<audio>", "audio_paths": name, "response": "a"} for name in corpus.names]
     data = write_rows(tmp_path / "a.json", rows)
     best = "--load_best_model_at_end --metric_for_best_model word_error --save_total_limit 1 --eval_max_new_tokens 1"
-    often = "--max_steps 12 --learning_rate 0.01 --lr_scheduler_type constant --eval_steps 2 --save_steps 2"
+    often = "--max_steps 12 --learning_rate 0.002 --lr_scheduler_type constant --eval_steps 2 --save_steps 2"
     files = ["--data_path", data, "--eval_data_path", data]
     trainer = run([*evaluated, *files, *best.split(), *often.split()])
     errors = logged(trainer, "eval_word_error")
