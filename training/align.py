@@ -61,8 +61,8 @@ class AlignArguments(CheckedOptions):
 
     transcript_normaliser: Annotated[str, one_of(NORMALISERS)] = option(
         "basic",
-        "Normaliser that makes transcripts of responses: basic (any language with spaces: lower case, no punctuation), "
-        "english (Whisper's normaliser, which also writes numbers as digits) or none.",
+        "Normaliser that makes transcripts of responses: basic (lower case, no punctuation, no combining marks), english "
+        "(Whisper's, which also writes numbers as digits) or none, for scripts with vowel signs, such as Hindi's.",
     )
     no_speech_dir: str | None = option(
         None,
