@@ -333,13 +333,12 @@ class CtcRescorer:
             num_prefixes: width of the search for them.
             before: text that was said before, which the language model reads first.
             letters: log-probabilities of the same stretch's letters, `(slots, 2 + letters)`, where the model reads them.
-            beginning: words that the text begins with.
+            beginning: words that the text begins with, as [`sayable`] has them.
         """
         known = self.lexicon.encode(beginning)
         found = prefix_beam_search(log_probabilities, num_texts, num_prefixes, context=self.context, beginning=known)
-        spelled = self.lexicon.decode(known)
         texts = [self.lexicon.decode(classes) for classes, _ in found]
-        texts += self._found_in_letters(letters, num_texts, num_prefixes, spelled)
+        texts += self._found_in_letters(letters, num_texts, num_prefixes, beginning)
         unscored = [Candidate(text, (), True) for text in dict.fromkeys(texts or [beginning])]
         candidates = self._with_ctc(unscored, log_probabilities, letters)
         if len(candidates) > 1:

@@ -121,7 +121,8 @@ class MaskedLoraLinear(LoraLinear):
             found = self._inferred(x, name, mask)
             if found is not None:
                 return found
-        self._kept = None
+        if self._kept is not None:
+            self._kept = None
         chosen = [(name, mask) for name, mask in masks.items() if name in self.lora_A]
         if torch.is_grad_enabled() and len(chosen) == 1 and self._can_fuse(x, chosen[0][0]):
             name, mask = chosen.pop()
@@ -146,11 +147,12 @@ class MaskedLoraLinear(LoraLinear):
 
         Hundreds of layers come here for each new token, so that each step of Python counts.
         """
-        if self._only is None or self._only[0] != name:
+        only = self._only
+        if only is None or only[0] != name:
             if len(self.lora_A) != 1 or name not in self.lora_A:
                 return None
-            self._only = (name, cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name]))
-        base, down, up = cast(nn.Linear, self.base_layer), self._only[1].weight, self._only[2].weight
+            only = self._only = (name, cast(nn.Linear, self.lora_A[name]), cast(nn.Linear, self.lora_B[name]))
+        base, down, up = cast(nn.Linear, self.base_layer), only[1].weight, only[2].weight
         weight = plain_weight(base)
         if weight is None or down.is_meta or autocasts(x.device.type):
             return None
@@ -168,9 +170,10 @@ class MaskedLoraLinear(LoraLinear):
         if torch.compiler.is_compiling():
             return down.to(dtype), up.to(dtype)
         state = (dtype, tensor_state(down), tensor_state(up))
-        if self._kept is None or self._kept[0] != state:
-            self._kept = (state, (down.to(dtype), up.to(dtype)))
-        return self._kept[1]
+        kept = self._kept  # another thread may let it go
+        if kept is None or kept[0] != state:
+            kept = self._kept = (state, (down.to(dtype), up.to(dtype)))
+        return kept[1]
 
     def _updated(self, result: torch.Tensor, x: torch.Tensor, name: str, mask: torch.Tensor | None) -> torch.Tensor:
         """Return the base's result with one adapter's update; without gradients, it is added in place."""
