@@ -16,7 +16,7 @@ from .spoken_pieces import SpokenLexicon, spoken_form
 
 #: Larger lists favour everything.
 MAX_CONTEXT_BYTES = 1_000_000
-#: What each piece of a context word adds to a text's score, in nats: in CTC's search, and in rescoring, where the language model
+#: Bonus of each piece of a context word to a text's score, in nats: in CTC's search, and in rescoring, where the language model
 #: finds names unlikely. Chosen on clips of speakers whom the shipped adapter had never heard.
 SEARCH_BONUS, RESCORING_BONUS = 3.0, 6.0
 SEPARATORS = re.compile(r"[,;\n]")

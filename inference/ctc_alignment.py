@@ -19,7 +19,7 @@ from .transcripts import Word
 
 #: Encoders of either kind give a frame each 20 ms.
 SECONDS_PER_FRAME = 0.02
-#: How much earlier than half-way between the centres of two spikes a word begins. This and the reach of a word beyond its
+#: Lead of a word's beginning before half-way between the centres of two spikes. This and the reach of a word beyond its
 #: spikes, before and after, were fitted to Whisper's cross-attention times of studio prompts.
 SPIKE_DELAY_SECONDS = 0.06
 REACH_SECONDS = 0.3

@@ -25,16 +25,16 @@ from .punctuation import punctuated
 from .spoken_pieces import SpokenLetters, spoken_form
 from .text_likelihood import text_logprobs
 
-#: How many texts of CTC's own are candidates, beside the language model's greedy one. Where the model reads letters, they are
+#: Number of CTC's own texts among the candidates, beside the language model's greedy one. Where the model reads letters, they are
 #: the likeliest of all that the search has followed, letters counted.
 NUM_CTC_CANDIDATES = 32
-#: What each token adds to the language model's log-probability of a text, without which short texts would win; chosen on
+#: Bonus of each token to the language model's log-probability of a text, without which short texts would win; chosen on
 #: development clips, as is the weight of CTC's log-likelihood beside the language model's.
 TOKEN_BONUS = 1.5
 DEFAULT_CTC_WEIGHT = 2.0
-#: Where the model reads letters, what the log-likelihoods of word pieces and of letters count: both are of the same sound.
+#: Weights of the log-likelihoods of word pieces and of letters, in models that read letters: both are of the same sound.
 PIECE_SHARE, LETTER_SHARE = 0.35, 0.26
-#: What a letter counts, in nats, of a text that has more letters than slots: it is not impossible for that.
+#: Log-probability of each letter, in nats, of a text that has more letters than slots: it is not impossible for that.
 NO_ROOM_LOGPROB = -5.0
 #: Texts of known words that are searched for in the letters, beside those of word pieces.
 NUM_LETTER_CANDIDATES = 32

@@ -32,7 +32,7 @@ class WordTrie:
         self.letters = letters
         #: Node behind a node (0 is the root) and a letter.
         self.children: dict[tuple[int, str], int] = {}
-        #: What the word that ends at a node adds to a text; minus infinity where none does.
+        #: Bonus of the word that ends at a node to a text; minus infinity where none does.
         self.word = [NEVER]
         #: The most that any word through a node adds.
         self.begun = [0.0]

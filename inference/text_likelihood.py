@@ -12,7 +12,7 @@ import torch
 
 #: Rows times positions of one pass of the language model, and positions of one pass of its head.
 MAX_SCORED_POSITIONS, MAX_HEAD_POSITIONS = 8192, 128
-#: How many times as long as the shortest of a pass a text or tree may be.
+#: Longest text or tree of a pass, as a multiple of its shortest.
 MOST_TIMES_LONGER = 1.5
 #: Lengths of a pass are rounded up to so many significant bits, at most an eighth more. torch's libraries keep what they have
 #: prepared for each shape that they have seen, megabytes each.

@@ -38,10 +38,10 @@ from .preparing import Prepared
 from .rows import EXAMPLE_ERRORS, ExampleEncoder
 from .trainer import AudioLlmTrainer
 
-#: What text fills gaps with, and so what a slot without a word looks like: the first that is one piece by itself.
+#: Filler of gaps in texts, and so the look of a slot without a word: the first that is one piece by itself.
 #: Measured zero-shot on SmolLM2, words with such gaps cost 1.1 nats a token, with gaps of the mean embedding 2.9.
 GAP_PIECES = ("_", " ", "-")
-#: How far a channel's gain may be raised when the projector's first norm is fitted to the features.
+#: Most by which a channel's gain may be raised when the projector's first norm is fitted to the features.
 MAX_INPUT_GAIN = 5.0
 #: Clips that the projector's input gain and the hand-over are fitted on.
 CLIPS_TO_FIT = 300

@@ -40,7 +40,7 @@ JSON_SUFFIXES = (".json", JSON_LINES_SUFFIX)
 #: A longer text is no sentence; 2,000 characters are some two minutes of speech.
 MAX_TEXT_CHARACTERS = 2000
 PROBLEMS_SHOWN = 3
-#: What a batch has one row of for each of its rows.
+#: Fields of a batch that have one row for each of its rows.
 PER_ROW = ("input_ids", "labels", "attention_mask")
 #: Columns of a text's row, beside those of all rows.
 TEXT_FEATURES = {

@@ -31,7 +31,7 @@ from .batching import BatchBudget
 from .feature_cache import FeatureCache
 
 URL_MARK = "://"
-#: What a bad example or recording raises.
+#: Errors of a bad example or recording.
 EXAMPLE_ERRORS = (AudioError, ConversationError, OSError, ValueError)
 NOTHING = [("", "holds no example that can be used")]
 #: A recording as a row holds it where there is no cache and some lie within a table.
@@ -194,7 +194,7 @@ def _as_datasets(parts: Sequence[Sequence[dict[str, Any]]]) -> list[datasets.Dat
 
 #: Rows that are held to draw from when nothing is said.
 SHUFFLE_ROWS = 1000
-#: What a checkpoint keeps of the rows that were left out, for each process.
+#: File of a checkpoint about the rows that were left out, for each process.
 BAD_ROWS_FILE = "bad_rows-{process}.json"
 
 

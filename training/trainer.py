@@ -34,7 +34,7 @@ from .batching import BatchBudget, BudgetBatchSampler
 from .checkpointing import StopOnSignal, StoppedBySignalError, step_of
 from .rows import StreamedExamples, collate_stream
 
-#: What the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
+#: Prefix that the Trainer puts before the names of an evaluation's figures, unless it is one of several sets.
 EVALUATION_PREFIX = "eval"
 AUDIO_TOWER = "model.audio_tower"
 

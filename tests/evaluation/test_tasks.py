@@ -80,7 +80,7 @@ FIRST_PROMPTS = {
     "air_bench_chat": "<audio>\nWho speaks?",
     "voicebench:commoneval": "<audio>",
 }
-#: What is known of the first question, among others.
+#: Facts about the first question, among others.
 FIRST_EXTRAS = {
     "common_voice:en": {"language": "en", "speaker": "c0ffee"},
     "fleurs:de_de": {"language": "German", "gender": "female"},

@@ -23,7 +23,7 @@ REPO = "loopback-user/tiny"
 PROMPT = "Say: <audio>"
 NUM_CLIPS = 4
 MAX_NEW_TOKENS = 12
-#: What a stranger does, who has transformers and peft: no AudioLLM can be imported.
+#: Script of a stranger, who has transformers and peft: no AudioLLM can be imported.
 STRANGER = (
     WITHOUT_AUDIOLLM
     + f"""
